@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from everclip.data.images import content_id
 from everclip.errors import UserError
 from everclip.inference.assess import keep_calibration
 from everclip.inference.model import open_model
@@ -17,7 +19,7 @@ from everclip.system.checkpoint import BEFORE
 from everclip.updating import core
 from everclip.updating import images as pictures
 from everclip.updating.gate import gate_of
-from everclip.updating.images import collect
+from everclip.updating.images import collect, plain
 from everclip.updating.state import read
 from everclip.updating.versions import rollback
 from tests.learned import coloured
@@ -136,6 +138,42 @@ def test_check_images_are_not_in_what_is_compared_on_them(toy: str, tmp_path: Pa
     )
     torch.testing.assert_close(trial.checked.gram, direct.gram, atol=1e-12, rtol=0)
     torch.testing.assert_close(trial.checked.sums, direct.sums, atol=1e-12, rtol=0)
+
+
+def test_a_picture_is_learned_once_and_under_one_name(toy: str, tmp_path: Path) -> None:
+    """Those in the sums alone count too: of six of a class four are kept."""
+    state = first(toy, tmp_path).state
+    kept = {*state.exemplars.ids.tolist(), *state.checks.ids.tolist()}
+    files = sorted((tmp_path / "warm" / "red").iterdir())
+    file = next(file for file in files if content_id(file.read_bytes()) not in kept)
+    more = coloured(tmp_path / "more", {"red": (200, 30, 30), "scarlet": (220, 30, 10)}, 6, 8)
+    shutil.copy(file, tmp_path / "more" / "red" / "again.png")
+    found = collect(state, load(more, state), 4, {})
+    assert len(found.new) + len(found.fresh) == 12
+    assert content_id(file.read_bytes()) not in {*found.new.ids.tolist(), *found.fresh.ids.tolist()}
+    shutil.move(tmp_path / "more" / "red" / "again.png", tmp_path / "more" / "scarlet")
+    with pytest.raises(UserError) as caught:
+        collect(state, load(more, state), 4, {})
+    assert str(caught.value) == (
+        'scarlet/again.png is a picture of "scarlet", but was learned as "red": if they are one class use'
+        f' --same "scarlet=red", else take it out first: everclip forget {toy} --images FILE -o FOLDER'
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("C++", "C#", False),
+        ("size 1.0", "size 10", False),
+        ("\N{CAT FACE}", "\N{DOG FACE}", False),
+        ("\u0915\u093f", "\u0915\u0941", False),  # Devanagari ki and ku
+        ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}", True),
+        ("Sports-Car", "sports car", True),
+        ("sports_car", "SportsCar", True),
+    ],
+)
+def test_names_that_differ_in_spelling_alone_are_variants(one: str, other: str, same: bool) -> None:
+    assert (plain(one) == plain(other)) == same
 
 
 def test_a_run_is_updated_from_its_images(toy: str, photos: str, tmp_path: Path) -> None:

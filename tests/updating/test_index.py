@@ -19,6 +19,7 @@ from everclip.index.folder import Listed, Vectors, append, create, read
 from everclip.index.maps import FILE
 from everclip.index.queries import asker
 from everclip.index.search import nearest
+from everclip.updating import core
 from everclip.updating.candidates import TRAINED
 from everclip.updating.classifiers import text_form
 from everclip.updating.core import Options, prepare
@@ -228,6 +229,20 @@ def test_a_stale_index_can_be_rebuilt(world: Path, tmp_path: Path, say: Say) -> 
         True,
     )
     assert len(read(tmp_path / "other.v2")) == 60
+
+
+def test_a_refused_update_rebuilds_nothing(
+    world: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = toy_clip(tmp_path, seed=1)
+    assert say("embed", other, world / "photos", "-o", tmp_path / "other")[0] == 0
+    refused = {"passed": False, "max_drop": 0.0, "drop": 9.0, "words": "old classes lose"}
+    monkeypatch.setattr(core, "gate_of", lambda *_: refused)
+    rebuild = ("--index", "rebuild", "--vectors", tmp_path / "other", "--method", "means")
+    code, _, err = say(*words(world, tmp_path / "v2", *rebuild))
+    assert (code, "gate not met" in err, (tmp_path / "other.v2").exists()) == (3, True, False)
+    told = json.loads((tmp_path / "v2.verdict.json").read_text())["index"]
+    assert (told["rebuilt"], "other.v2" in told["words"]) == (None, False)
 
 
 def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say) -> None:

@@ -21,7 +21,7 @@ from everclip.updating.classifiers import features, layered, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
-from everclip.updating.index import KEEP, Asked, Guard
+from everclip.updating.index import KEEP, Asked, Guard, words
 from everclip.updating.reliance import Checked, fitted
 from everclip.updating.start import everything
 from everclip.updating.state import State
@@ -149,7 +149,8 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
     if not gate["passed"]:  # there is no version to embed by
-        index = index | {"rebuilt": None}
+        index |= {"rebuilt": None}
+        index["words"] = words(index, state.spec)
     names, old = pictures.known.names, len(state.known.names)
     verdict: dict[str, Any] = {
         "schema": 1,

@@ -181,10 +181,8 @@ def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int
             one, two, key = known.names[label], known.names[before], new.store.keys[row]
             also, remedy = "also appears", "remove it from one of them"
             if sample in learned:
-                also, remedy = (
-                    "was learned",
-                    f"take it out first: everclip forget {spec} --images {key} -o FOLDER",
-                )
+                also = "was learned"
+                remedy = f"take it out first: everclip forget {spec} --images FILE -o FOLDER"
             raise UserError(
                 f'{key} is a picture of "{one}", but {also} as "{two}": if they are one class use'
                 f' --same "{one}={two}", else {remedy}'
