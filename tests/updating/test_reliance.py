@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from everclip.cli.app import main
+from everclip.data.images import content_id
 from everclip.data.pixels import Pixels
+from everclip.inference.assess import decoded
 from everclip.inference.model import open_model, save
 from everclip.inference.unknown import Judge, left_out
 from everclip.metrics.calibration import fit
 from everclip.metrics.unknown import held_out
-from everclip.updating.classifiers import columns_of, features, text_form
-from everclip.updating.editing import edit, merge
-from everclip.updating.forgetting import forget
-from everclip.updating.reliance import CALIBRATED, Checked, fitted, refitted
+from everclip.updating.classifiers import columns_of, features, scores, text_form
+from everclip.updating.editing import edit, merge, rename
+from everclip.updating.forgetting import forget, without
+from everclip.updating.reliance import CALIBRATED, Checked, fitted, refitted, unlearned
 from everclip.updating.state import State
 from everclip.updating.verdict import lines, page
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
@@ -162,6 +164,38 @@ def test_edits_and_forgetting_fit_anew(
     card = json.loads((tmp_path / "less" / "everclip.json").read_text())
     assert card["unknown"]["images"] == 6
     assert open_model(str(tmp_path / "less")).unknown is not None
+
+
+@pytest.mark.parametrize("method", ["means", "ridge", "layers"])
+def test_the_deployed_classifier_is_judged_on_what_it_has_not_learned(
+    method: str, toy: str, tmp_path: Path
+) -> None:
+    """Of noise there is nothing to know, but a closed form knows the pictures that it has learned."""
+    grey = (128, 128, 128)
+    four: dict[str, tuple[int, int, int]] = dict.fromkeys("abcd", grey)
+    state = updated(begin(toy), colours(tmp_path / "one", four, 20, 1), method=method, exemplars=40).state
+    made = updated(state, colours(tmp_path / "two", {"a": grey}, 5, 2), method=method, exemplars=40)
+    (nothing,) = (row for row in made.verdict["candidates"] if row["name"] == "nothing")
+    assert nothing["accuracy"] < 0.4
+    known = state.checks.ids
+    assert set(known.tolist()) <= set(state.sums.ids.tolist())
+    pixels = decoded(state.checks, state.encoder)
+    found, _ = unlearned(state, state.checks, pixels)
+    assert state.model is not None
+    seen = scores(state.model, state.checks, pixels)
+    apart = without(state, [], list_of(tmp_path / "one", known)).state.model
+    assert apart is not None
+    np.testing.assert_allclose(found, scores(apart, state.checks, pixels), atol=1e-4)
+    right = [(one.argmax(1) == state.checks.labels).mean() for one in (found, seen)]
+    assert right[0] < right[1]
+    told = edit(state, rename(state.known.names, {"a": "e"}), None, 100.0).verdict
+    assert told["test"]["before"] == pytest.approx(right[0])
+    assert told["gate"]["words"] == "accuracy on check images, by classifiers that have not learned them"
+
+
+def list_of(root: Path, ids: np.ndarray) -> list[str]:
+    """The files of images."""
+    return [str(file) for file in root.rglob("*.png") if content_id(file.read_bytes()) in ids]
 
 
 def test_a_version_of_before_opens_as_it_did(one: State, toy: str, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from everclip.updating.classifiers import (
     text_form,
 )
 from everclip.updating.holdout import Checks
+from everclip.updating.reliance import unlearned
 from everclip.updating.rule import Decision
 from everclip.updating.state import State
 from everclip.updating.training import Lesson, trained
@@ -110,7 +111,8 @@ def candidates(trial: Trial, progress: Progress) -> Iterator[Candidate]:
 
 
 def nothing(trial: Trial) -> Candidate:
-    """Return the deployed model; of one that knows no class its text tower."""
+    """Return the deployed model, checked as if it had not learned the check images; of one that knows no class its
+    text tower."""
     begin, state = time.perf_counter(), trial.state
     model, detail = state.model, "as deployed"
     if model is None:
@@ -121,7 +123,10 @@ def nothing(trial: Trial) -> Candidate:
         detail = "as deployed, the text tower with the new names too"
     else:
         wide = model
-    found = scores(wide, trial.checks.images, trial.pixels)
+    if wide is model:
+        found, _ = unlearned(state, trial.checks.images, trial.pixels, trial.features)
+    else:
+        found = scores(wide, trial.checks.images, trial.pixels)
     lacking = len(trial.known.names) - found.shape[1]
     padded = np.pad(found, ((0, 0), (0, lacking)), constant_values=-np.inf)
     return Candidate("nothing", padded, lambda: wide, time.perf_counter() - begin, lacking == 0, None, detail)

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from everclip.data.images import ImageSet
+from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
@@ -35,6 +37,8 @@ from everclip.updating.state import State
 CALIBRATED = 40
 """Number of check images needed to fit a temperature."""
 DATA = "check images of the update"
+SOLVED = ("ridge", "ncm", LAYERED)
+"""The methods whose classifiers are solved from a version's sums."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,27 +125,54 @@ def solved_anew(state: State, model: Deployed) -> Deployed:
     name = model.method
     if model.reads_text:
         return text_form(state.spec, state.known, model.encoder, name)
-    if name not in ("ridge", "ncm", LAYERED):
+    if name not in SOLVED:
         raise UserError(f"{state.spec} classifies by {name}, whose weights cannot be edited: update it first")
     assert model.plan is not None
     options = dict(model.plan.config.method.options)
     return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)
 
 
+def _from_sums(state: State, model: Deployed) -> bool:
+    """Return whether a model's classifier follows from the sums: these have all images that it has learned."""
+    if model.reads_text or model.method not in SOLVED:
+        return False
+    assert model.plan is not None
+    assert isinstance(model.plan.method, Statistics)
+    learned, summed = model.plan.method.counts.cpu(), state.sums.counts
+    return len(learned) == len(summed) and bool((learned <= summed).all())
+
+
+def unlearned(
+    state: State, images: ImageSet, pixels: Pixels, every: Float32[Tensor, "n m"] | None = None
+) -> tuple[Float32[np.ndarray, "n c"], Float32[Tensor, "n d"] | None]:
+    """Return scores of images by the version's classifier as if it had learned none of them.
+
+    One solved from sums is solved without them. After an update that chose ``nothing`` the sums have more images than
+    it has learned, and it is judged as if it had learned those too.
+
+    Args:
+        every: features of ``images`` by the frozen model, if they are there already.
+
+    Returns:
+        also, of a classifier solved without them, the features that it reads.
+    """
+    model = state.model
+    assert model is not None
+    if not _from_sums(state, model):
+        return scores(model, images, pixels), None
+    if every is None:
+        every = features(state.frozen, images, pixels, layered(state.frozen, state.sums))
+    sums = state.sums.minus(every, torch.from_numpy(images.labels), torch.from_numpy(images.ids))
+    apart = solved_anew(replace(state, sums=sums), model).classifier
+    assert isinstance(apart, Linear)
+    rows = every[:, columns_of(model.method, state.frozen)]
+    return apart.scored(rows.to(apart.weight)).float().cpu().numpy(), rows
+
+
 def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     """Return a version whose classifier was solved anew, fitted again on the check images that are left; and words."""
     model, checks = state.model, state.checks
     assert model is not None
-    pixels = decoded(checks, model.encoder)
-    rows = None
-    if model.plan is None or not isinstance(model.plan.method, Statistics):
-        found = scores(model, checks, pixels)
-    else:
-        every = features(state.frozen, checks, pixels, layered(state.frozen, state.sums))
-        sums = state.sums.minus(every, torch.from_numpy(checks.labels), torch.from_numpy(checks.ids))
-        apart = solved_anew(replace(state, sums=sums), model)
-        assert isinstance(apart.classifier, Linear)
-        rows = every[:, columns_of(model.plan.config.method.name, state.frozen)]
-        found = apart.classifier.scored(rows.to(apart.classifier.weight)).float().cpu().numpy()
+    found, rows = unlearned(state, checks, decoded(checks, model.encoder))
     made, told = fitted(model, Checked(found, checks.labels, rows), before)
     return replace(state, model=made), told
