@@ -189,6 +189,23 @@ def test_a_temperature_is_kept_with_the_run_or_in_the_folder(
     assert "calibration.json is damaged: remove it, or calibrate again" in say("predict", run, pictures)[2]
 
 
+def test_pictures_that_are_all_right_give_no_temperature(run: Path, tmp_path: Path, say: Say) -> None:
+    held_out(tmp_path / "held", 8)
+    found = rows(say("predict", run, tmp_path / "held", "--json")[1])
+    right = [row["file"] for row in found if Path(row["file"]).parent.name == row["class"]]
+    for file in right:
+        place = tmp_path / "right" / Path(file).relative_to(tmp_path / "held")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    data = f"imagefolder:{tmp_path / 'right'}"
+    code, out, err = say("predict", run, "--calibrate", data)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: no temperature is best: {run} is always right on the {len(right)} images of {data}; give more of"
+        " them\n"
+    )
+
+
 def test_unknown_pictures_are_found_at_a_stated_rate(
     run: Path, pictures: Path, tmp_path: Path, say: Say
 ) -> None:

@@ -11,7 +11,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from everclip.metrics import calibration
-from everclip.metrics.calibration import best_temperature, expected_error, fit, likelihood, probabilities
+from everclip.metrics.calibration import (
+    best_temperature,
+    expected_error,
+    fit,
+    likelihood,
+    none_best,
+    probabilities,
+)
 
 
 def drawn(n: int = 600, c: int = 5, sharp: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +64,21 @@ def test_a_class_that_cannot_be_chosen_changes_nothing() -> None:
     logits, truth = drawn()
     wider = np.concatenate([logits, np.full((len(logits), 1), -np.inf)], axis=1)
     assert best_temperature(wider, truth) == best_temperature(logits, truth)
+
+
+def test_without_a_mistake_no_temperature_is_best() -> None:
+    logits, truth = np.tile([[1.2, 1.0, -np.inf]], (60, 1)), np.zeros(60, dtype=np.int64)
+    assert none_best(logits, truth) == "always right"
+    assert none_best(logits, 1 - truth) == none_best(logits, np.arange(60) % 2) == "no better than chance"
+    truth[:4] = 1
+    assert none_best(logits, truth) is None
+    found = fit(logits, truth, "some")
+    assert 1 / (1 + math.exp(-0.2 / found.temperature)) == pytest.approx(56 / 60)
+    truth[1:4:2] = 0  # the odd half is all right now: the even one is measured as it is
+    even = np.arange(60) % 2 == 0
+    halves = [likelihood(logits[even], truth[even])]
+    halves.append(likelihood(logits[~even], truth[~even], best_temperature(logits[even], truth[even])))
+    assert fit(logits, truth, "some").nll == pytest.approx(np.mean(halves))
 
 
 def naive_error(p: np.ndarray, truth: np.ndarray, bins: int) -> float:

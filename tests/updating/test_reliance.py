@@ -131,6 +131,27 @@ def test_an_unchanged_classifier_keeps_both(one: State) -> None:
     assert "the classifier is unchanged" in told["calibration"]["words"]
 
 
+def test_where_all_check_images_are_right_no_temperature_is_best(one: State) -> None:
+    """One without end would make every answer certain."""
+    assert one.model is not None
+    bare = replace(one.model, calibration=None, unknown=None)
+    temperature = fit(np.random.default_rng(0).normal(size=(50, 2)), np.arange(50) % 2, "mine")
+    checked = Checked(np.eye(2, dtype=np.float32)[np.arange(60) % 2], np.arange(60) % 2)
+    for before, words in (
+        (None, "there was no temperature before"),
+        (
+            replace(bare, calibration=temperature),
+            f"the old temperature, {temperature.temperature:.3g}, is kept",
+        ),
+    ):
+        made, told = fitted(bare, checked, before)
+        assert made.calibration == (before and temperature)
+        assert not told["calibration"]["fitted"]
+        assert told["calibration"]["words"] == (
+            f"probabilities: the classifier is always right on 60 check images, so no temperature is best: {words}"
+        )
+
+
 def test_without_check_images_there_is_no_threshold(one: State) -> None:
     assert one.model is not None
     bare = replace(

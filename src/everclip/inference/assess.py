@@ -21,7 +21,7 @@ from everclip.errors import UserError
 from everclip.inference.learned import repeated
 from everclip.inference.model import Deployed, zero_shot
 from everclip.inference.unknown import Judge, available, judged_all
-from everclip.metrics.calibration import FEW, HIGHEST, LOWEST, Calibration, fit
+from everclip.metrics.calibration import FEW, Calibration, fit, none_best
 from everclip.metrics.unknown import HeldOut, auroc, fpr95, held_out
 from everclip.models.clip import Clip
 from everclip.runs import card as cards
@@ -173,19 +173,20 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     """Return a temperature for the model on held-out images of its classes, and their unknown scores.
 
     Raises:
-        UserError: an image's class is not among the model's, the data is the model's own, or the model is right, or
-            wrong, wherever it is tried, so that no temperature is best.
+        UserError: an image's class is not among the model's, the data is the model's own, or the model is always
+            right, or no better than chance, so that no temperature is best.
     """
     found = load_held_out(spec, model, "--calibrate")
     images = labelled(model, found, f"--calibrate {spec}")
     repeated(model.spec, images, spec)
     plain = replace(model, calibration=None, unknown=None)
     logits, unknown, labels = judged_all(plain, plain.judge, images, decoded(images, model.clip))
-    fitted = fit(logits, _columns(model, labels), spec)
-    if not LOWEST * 1.01 < fitted.temperature < HIGHEST / 1.01:
-        right = "right" if fitted.temperature < 1 else "no better than chance"
-        where = f"the {fitted.images} images of {spec}"
-        raise UserError(f"no temperature fits: {model.spec} is {right} on {where}; give more of them")
+    truth = _columns(model, labels)
+    why = none_best(logits, truth)
+    if why is not None:
+        where = f"the {len(truth)} images of {spec}"
+        raise UserError(f"no temperature is best: {model.spec} is {why} on {where}; give more of them")
+    fitted = fit(logits, truth, spec)
     if fitted.images < FEW:
         log.warning("a temperature fitted on %d images is rough; use at least %d", fitted.images, FEW)
     return fitted, held_out(plain.judge.names[0], spec, unknown[:, 0])

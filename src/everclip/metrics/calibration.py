@@ -3,8 +3,9 @@
     p_i = softmax( z_i / T ),   z_i the logits of image i,   T = argmin_T - mean_i log p_i[y_i]      on held-out images
 
 Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2) changes no prediction: the order of
-the classes stays. The objective is convex in 1 / T, so that its minimum is where its derivative crosses 0. The expected
-calibration error is theirs too (section 2): images in 15 bins of equal width by the probability of their class,
+the classes stays. The objective is convex in 1 / T, so that its minimum is where its derivative crosses 0. Where every
+image is right it never does: the smaller T, the better. The expected calibration error is theirs too (section 2):
+images in 15 bins of equal width by the probability of their class,
 
     ECE = sum_b |b| / n * | accuracy(b) - mean probability(b) |
 """
@@ -22,7 +23,7 @@ from scipy import special
 BINS = 15
 """Bins of the expected calibration error."""
 LOWEST, HIGHEST = 1e-3, 1e3
-"""Temperatures looked for. Where every image is right, or every one wrong, the best one is without end."""
+"""Temperatures looked for."""
 FEW = 100
 """Images below which a fitted temperature is rough."""
 
@@ -69,26 +70,34 @@ def likelihood(
     return -float(logs[np.arange(len(logs)), truth].mean())
 
 
+def none_best(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> str | None:
+    """Return why no temperature is best, as what the classifier is on the images; None where one is."""
+    if (logits[np.arange(len(logits)), truth] == logits.max(axis=1)).all():
+        return "always right"
+    return "no better than chance" if _slope(logits, truth, 1 / HIGHEST) >= 0 else None
+
+
 def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:
-    """Return the temperature of the least mean negative log-likelihood, within ``LOWEST`` and ``HIGHEST``."""
-    # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
-    finite = np.where(np.isfinite(logits), logits, 0).astype(np.float64)
-    own = finite[np.arange(len(finite)), truth]
-
-    def slope(sharpness: float) -> float:
-        """Return the derivative in 1 / T, which grows with 1 / T."""
-        expected = (probabilities(logits, 1 / sharpness) * finite).sum(axis=1)
-        return float((expected - own).mean())
-
+    """Return the temperature of the least mean negative log-likelihood, within ``LOWEST`` and ``HIGHEST``; of images
+    for which there is one (``none_best``)."""
     low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(math.exp(middle)) < 0 else (low, middle)
+        low, high = (middle, high) if _slope(logits, truth, math.exp(middle)) < 0 else (low, middle)
     return math.exp(-(low + high) / 2)
 
 
+def _slope(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], sharpness: float) -> float:
+    """Return the derivative of the objective in 1 / T, which grows with 1 / T."""
+    # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
+    finite = np.where(np.isfinite(logits), logits, 0).astype(np.float64)
+    expected = (probabilities(logits, 1 / sharpness) * finite).sum(axis=1)
+    return float((expected - finite[np.arange(len(finite)), truth]).mean())
+
+
 def fit(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], data: str) -> Calibration:
-    """Return the temperature of all images, with errors measured by halves (see Calibration).
+    """Return the temperature of all images, with errors measured by halves (see Calibration); a half that has no best
+    temperature leaves the other as it is.
 
     Args:
         truth: each image's column; none of their logits may be -inf.
@@ -97,7 +106,8 @@ def fit(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], data: 
     even = np.arange(len(truth)) % 2 == 0
     scaled = np.empty(logits.shape)
     for fitted, measured in ((even, ~even), (~even, even)):
-        temperature = best_temperature(logits[fitted], truth[fitted]) if fitted.any() else 1.0
+        half = logits[fitted], truth[fitted]
+        temperature = best_temperature(*half) if fitted.any() and none_best(*half) is None else 1.0
         scaled[measured] = logits[measured] / temperature
     return Calibration(
         temperature=best_temperature(logits, truth),

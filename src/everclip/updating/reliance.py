@@ -21,7 +21,7 @@ from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
 from everclip.methods.shared.statistics import Linear, Statistics
-from everclip.metrics.calibration import Calibration, fit
+from everclip.metrics.calibration import Calibration, fit, none_best
 from everclip.metrics.unknown import HeldOut, held_out
 from everclip.updating.classifiers import (
     LAYERED,
@@ -68,8 +68,9 @@ class Checked:
 def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[Deployed, dict[str, Any]]:
     """Return the model with a temperature and with scores for thresholds, and what to say of them.
 
-    A model that is the one before stays as it is, as far as that had both. With fewer than ``CALIBRATED`` check images
-    the temperature of the model before is kept, unless that classified in another way.
+    A model that is the one before stays as it is, as far as that had both. With fewer than ``CALIBRATED`` check images,
+    or where it is always right on them, the temperature of the model before is kept, unless that classified in another
+    way.
 
     Returns:
         also for the verdict: ``calibration`` and ``unknown``, each with ``words``.
@@ -95,10 +96,15 @@ def _temperature(
     count, old = len(checked.labels), None if before is None else before.calibration
     other = before is not None and _kind(before) != _kind(model)
     told: dict[str, Any] = {"images": count, "needed": CALIBRATED, "fitted": False}
+    logits = checked.scores.astype(np.float64) * replace(model, calibration=None).to_logits
+    lacking = None
+    if not usable or count < CALIBRATED:
+        lacking = f"{count} check images are too few for a temperature ({CALIBRATED} are needed)"
+    elif never := none_best(logits, checked.labels):
+        lacking = f"the classifier is {never} on {count} check images, so no temperature is best"
     if model is before and old is not None:
         made, words = old, f"the classifier is unchanged, and so is its temperature, {old.temperature:.3g}"
-    elif usable and count >= CALIBRATED:
-        logits = checked.scores.astype(np.float64) * replace(model, calibration=None).to_logits
+    elif lacking is None:
         made = fit(logits, checked.labels, DATA)
         told |= {"fitted": True, "ece_before": made.ece_before, "ece_after": made.ece}
         words = (
@@ -110,7 +116,7 @@ def _temperature(
         if old:
             end = "was another classifier's and is dropped" if other else "is kept"
             kept = f"the old temperature, {old.temperature:.3g}, {end}"
-        words = f"{count} check images are too few for a temperature ({CALIBRATED} are needed): {kept}"
+        words = f"{lacking}: {kept}"
     told |= {"temperature": made.temperature if made else None, "words": f"probabilities: {words}"}
     return made, told
 
