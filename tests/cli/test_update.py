@@ -150,7 +150,7 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("spelt", [], 'class "Red" of {spelt} looks like "red" spelled differently: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model has no "purple"'),
         ("spelt", ["--same", "Red"], '--same is "Red": use NEW=OLD'),
-        ("twice", [], 'but also appears as "red": if they are one class use --same'),
+        ("twice", [], 'but was learned as "red": if they are one class use --same'),
         ("cold", ["--max-drop", "-1"], "--max-drop is -1"),
         ("cold", ["--method", "rigde"], 'did you mean "ridge"?'),
         ("cold", ["--exemplars", "-1"], "--exemplars is -1"),

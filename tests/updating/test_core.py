@@ -21,6 +21,7 @@ from everclip.updating import images as pictures
 from everclip.updating.gate import gate_of
 from everclip.updating.images import collect, plain
 from everclip.updating.state import read
+from everclip.updating.verdict import lines, page
 from everclip.updating.versions import rollback
 from tests.learned import coloured
 from tests.running import run
@@ -192,11 +193,34 @@ def test_a_run_is_updated_from_its_images(toy: str, photos: str, tmp_path: Path)
 
 def test_the_gate_counts_points(toy: str) -> None:
     state = begin(toy, ["red", "yellow"])
-    result = {"old_before": 0.9, "old_after": 0.885}
+    rows = [{"class": "red", "n": 7}, {"class": "blue", "n": 5}]
+    result = {"old_before": 0.9, "old_after": 0.885, "per_class": rows}
     assert gate_of(result, 1.5, state)["passed"]
     assert not gate_of(result, 1.4, state)["passed"]
     assert gate_of(result, 1.4, state)["drop"] == 1.5
     assert gate_of(None, 1.0, state)["drop"] is None
+    told = gate_of(result, 1.5, state)
+    assert told["unmeasured"] == ["yellow"]
+    assert told["words"] == "old classes 90.0 % -> 88.5 % on 7 held-out images of 1 of 2 classes"
+    rows.append({"class": "yellow", "n": 1})
+    told = gate_of(result, 1.5, state)
+    assert told["unmeasured"] == []
+    assert told["words"] == "old classes 90.0 % -> 88.5 % on 8 held-out images of 2 of 2 classes"
+
+
+def test_old_classes_without_test_images_are_named(
+    toy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = first(toy, tmp_path).state
+    test = colours(tmp_path / "t", {"red": (220, 40, 40)} | COLD, 4, 9)
+    made = updated(state, colours(tmp_path / "cold", COLD), test, unmeasured=False)
+    assert (
+        "--test has no image of 1 of 2 old classes, and what these lose is not measured: yellow"
+        in caplog.text
+    )
+    assert made.verdict["gate"]["unmeasured"] == ["yellow"]
+    for shown in ("\n".join(lines(made.verdict)), page(made.verdict).lower()):
+        assert "not measured, for want of held-out images: old classes yellow" in shown
 
 
 def test_rollback_restores_the_version_before_bit_for_bit(toy: str, tmp_path: Path) -> None:

@@ -15,8 +15,12 @@ from everclip.inference.learned import of_run
 from everclip.updating.classifiers import scores
 from everclip.updating.images import Pictures, Watch, holdout, unwatched
 from everclip.updating.state import State
+from everclip.updating.verdict import listed
 
 log = logging.getLogger("everclip")
+
+NAMED = 5
+"""Classes that a warning names."""
 
 
 class Held(NamedTuple):
@@ -44,8 +48,19 @@ def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwat
 
 
 def check_measured(state: State, held: Held | None, max_drop: float) -> None:
-    """Refuse an update whose old classes could lose anything unseen. Raises UserError."""
-    if state.known.names and (held is None or not (held.images.labels < len(state.known.names)).any()):
+    """Refuse an update whose old classes could lose anything unseen, and warn where some could. Raises UserError."""
+    tested = set() if held is None else {*held.images.labels.tolist()}
+    old = len(state.known.names)
+    lacking = [name for label, name in enumerate(state.known.names) if label not in tested]
+    if old and len(lacking) < old and lacking:
+        some = listed(lacking, NAMED)
+        log.warning(
+            "--test has no image of %d of %d old classes, and what these lose is not measured: %s",
+            len(lacking),
+            old,
+            some,
+        )
+    if old and len(lacking) == old:
         raise UserError(
             f"old classes of {state.spec} may lose {max_drop:g} points, but --test has no image of them:"
             f" add some to --test, or use --unmeasured (in Python: no max_drop)"
@@ -84,8 +99,15 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
 
 
 def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
-    """Decide whether the old classes keep enough, and say on what that was measured."""
+    """Decide whether the old classes keep enough, and say on what that was measured.
+
+    Returns:
+        also for the verdict: ``unmeasured``, the old classes that no held-out image is of.
+    """
     drop, passed = None, True
+    counts = {} if result is None else {row["class"]: row["n"] for row in result["per_class"]}
+    old = state.known.names
+    lacking = [name for name in old if name not in counts]
     if not state.known.names:
         words = "no class was known before"
     elif result is None or result["old_before"] is None:
@@ -93,5 +115,7 @@ def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict
     else:
         before, after = 100 * result["old_before"], 100 * result["old_after"]
         passed, drop = before - after <= allowed + 1e-9, round(before - after, 2)
-        words = f"old classes {before:.1f} % -> {after:.1f} % on held-out images"
-    return {"passed": passed, "max_drop": allowed, "drop": drop, "words": words}
+        images = sum(counts.get(name, 0) for name in old)
+        of = f"{len(old) - len(lacking)} of {len(old)} classes"
+        words = f"old classes {before:.1f} % -> {after:.1f} % on {images} held-out images of {of}"
+    return {"passed": passed, "max_drop": allowed, "drop": drop, "words": words, "unmeasured": lacking}

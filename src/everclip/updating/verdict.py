@@ -85,4 +85,6 @@ def lines(verdict: dict[str, Any]) -> list[str]:
     told.append(verdict["index"]["words"])
     if gate["drop"] is None:
         told.append(f"old classes: {gate['words']}")
+    elif gate["unmeasured"]:
+        told.append(f"not measured, for want of held-out images: old classes {listed(gate['unmeasured'])}")
     return told + reliance(verdict)
