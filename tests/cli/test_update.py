@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
+from everclip.updating.state import read
 from tests.learned import coloured
 from tests.pictures import picture
 
@@ -189,6 +190,24 @@ def test_what_cannot_be_meant_is_one_line_and_changes_nothing(
     assert message.format(**data) in errors[0]
     assert sorted(tmp_path.iterdir()) == there
     assert {p.name: p.read_bytes() for p in Path(world["v1"]).iterdir()} == before
+
+
+def test_a_class_may_have_another_name_in_all_data(world: dict[str, str], tmp_path: Path) -> None:
+    other = {"Red": WARM["red"], "yellow": WARM["yellow"]}
+    data = {
+        name: coloured(tmp_path / name, other, 6, seed)
+        for seed, name in enumerate(("add", "test", "memory"), 20)
+    }
+    words = [word for name, spec in data.items() for word in (f"--{name}", spec)]
+    out = tmp_path / "v2"
+    assert (
+        main(["update", world["v1"], *words, "--same", "Red=red", "--max-drop", "100", "-o", str(out)]) == 0
+    )
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert [row["class"] for row in verdict["test"]["per_class"]] == ["red", "yellow"]
+    assert verdict["classes"]["again"] == ["red", "yellow"]
+    assert verdict["images"]["given"] == 12
+    assert read(out).sums.counts.tolist() == [18, 18]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -35,7 +35,7 @@ class Knobs:
         exemplars: Exemplars per class to keep for later updates; a quarter of them are only check images.
         method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge,
             layers, trained or interpolated.
-        same: "NEW=OLD": a new class name that stands for an old class.
+        same: "NEW=OLD": a class name in --add, --test or --memory that stands for an old class.
         seed: Seed of training.
         index: keep: allow only candidates that leave embeddings valid. adapt: save a map from new queries to
             --vectors. rebuild: embed the content of --vectors again, into a folder beside it.
@@ -114,7 +114,7 @@ def _run(
     options.check()
     path = None if out is None else check_new(out)
     with nullcontext() if path is None else claimed(path):
-        state = begin(deployed, *given)
+        state = begin(deployed, *given, options.same)
         found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
         again = to_rebuild(index, state.version + 1)
         if path is None:

@@ -155,7 +155,7 @@ def weights_of(clip: Clip, state: Mapping[str, Tensor]) -> Clip:
     return made
 
 
-def labels_of(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Return the label of each name, -1 for one not known."""
+def labels_of(names: Sequence[str], known: Sequence[str], same: Mapping[str, str] | None = None) -> list[int]:
+    """Return the label of each name, -1 for one not known; ``same`` maps names to known ones."""
     place = {name: label for label, name in enumerate(known)}
-    return [place.get(name, -1) for name in names]
+    return [place.get((same or {}).get(name, name), -1) for name in names]

@@ -129,7 +129,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     begin = time.perf_counter()
     guard = Guard(state, options.index)
     pictures, facts, decision = prepare(state, new, options, progress.aside)
-    tested = None if test is None else unseen(state, pictures, test, progress.aside)
+    tested = None if test is None else unseen(state, pictures, test, options.same, progress.aside)
     if not options.unmeasured:
         check_measured(state, tested, options.max_drop)
     for line in decision.why:

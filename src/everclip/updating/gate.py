@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,12 @@ class Held(NamedTuple):
     duplicates: int
 
 
-def unseen(state: State, pictures: Pictures, test: Dataset, watch: Watch = unwatched) -> Held:
-    """Return held-out images without those that were learned. Raises UserError where none is left."""
-    images, pixels = holdout(pictures.known, test, state.encoder, watch)
+def unseen(
+    state: State, pictures: Pictures, test: Dataset, same: Mapping[str, str], watch: Watch = unwatched
+) -> Held:
+    """Return held-out images without those that were learned; ``same`` as for ``collect``. Raises UserError where none
+    is left."""
+    images, pixels = holdout(pictures.known, test, state.encoder, watch, same)
     learned = (pictures.new, pictures.older, pictures.checks, pictures.exemplars)
     fresh = ~np.isin(images.ids, np.concatenate([state.sums.ids.numpy(), *(part.ids for part in learned)]))
     before = of_run(Path(state.spec).expanduser())

@@ -189,14 +189,23 @@ def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int
             )
 
 
-def holdout(known: Known, found: Dataset, clip: Clip, watch: Watch = unwatched) -> tuple[ImageSet, Pixels]:
+def holdout(
+    known: Known,
+    found: Dataset,
+    clip: Clip,
+    watch: Watch = unwatched,
+    same: Mapping[str, str] | None = None,
+) -> tuple[ImageSet, Pixels]:
     """Return the images to test on, with labels of the known classes; ``watch`` follows the reading.
+
+    Args:
+        same: name in ``found`` -> known name, where they are one class.
 
     Raises:
         UserError: a class that the model does not know, or no image can be read.
     """
     images = found.whole()
-    table = labels_of(found.class_names, known.names)
+    table = labels_of(found.class_names, known.names, same)
     unknown = [found.class_names[label] for label in np.unique(images.labels).tolist() if table[label] < 0]
     if unknown:
         near = {plain(name): name for name in known.names}.get(plain(unknown[0]))

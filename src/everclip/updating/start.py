@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ def begin(
     classes: Sequence[str] | None = None,
     memory: str | None = None,
     image_size: int | None = None,
+    same: Mapping[str, str] | None = None,
 ) -> State:
     """Return the state that an update of ``spec`` starts from.
 
     Args:
         classes: of a model that has none of its own; None: it knows no class yet.
         memory: a data set with images of old classes.
+        same: name in ``memory`` -> old class name, where they are one class.
 
     Raises:
         UserError: no such model, a version that is damaged, a run whose images are gone, or ``memory`` has other
@@ -74,7 +76,7 @@ def begin(
         found = _of_learned(spec, folder, memory is None)
     else:
         found = _of_model(spec, classes, image_size)
-    return found if memory is None else _with_memory(found, memory)
+    return found if memory is None else _with_memory(found, memory, same)
 
 
 def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
@@ -147,11 +149,11 @@ def _few(images: ImageSet) -> ImageSet:
     return replace(chosen, domains=np.zeros_like(chosen.domains))
 
 
-def _with_memory(state: State, spec: str) -> State:
+def _with_memory(state: State, spec: str, same: Mapping[str, str] | None) -> State:
     """Return the state with old images to learn from. Raises UserError for a class that the model does not know."""
     found = load(spec, state)
     images = everything(found)
-    table = labels_of(found.class_names, state.known.names)
+    table = labels_of(found.class_names, state.known.names, same)
     unknown = [found.class_names[label] for label in np.unique(images.labels) if table[label] < 0]
     if unknown:
         near = suggest(unknown[0], state.known.names)
