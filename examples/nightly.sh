@@ -3,7 +3,7 @@
 #
 #   nightly.sh FOLDER [MAX_DROP]     FOLDER holds current -> v7, new/CLASS/*.jpg and holdout/CLASS/*.jpg
 #
-# Exit codes are those of everclip: 0 done, or nothing new; 1 the check found broken or leaked pictures; 2 bad input;
+# Exit codes are those of everclip: 0 done, or nothing new; 1 the check found broken pictures; 2 bad input;
 # 3 old classes would lose more than MAX_DROP points (1). Except at 0, current is as it was. Killed at any moment, the
 # next night continues.
 set -u

@@ -45,7 +45,7 @@ def night(toy: str, tmp_path: Path) -> Night:
     """Runs the script in ``tmp_path / "pets"``, where v1 knows red and yellow; gives its exit code and last line."""
     pets, programs = tmp_path / "pets", tmp_path / "bin"
     versions.written(versions.first(toy, tmp_path), versions.begin(toy), pets / "v1")
-    coloured(pets / "holdout", WARM, 4, 9)
+    coloured(pets / "holdout", WARM, 12, 9)
     (pets / "current").symlink_to("v1")
     programs.mkdir()
     (programs / "everclip").write_text(
@@ -69,7 +69,7 @@ def night(toy: str, tmp_path: Path) -> Night:
 
 @pytest.mark.slow
 def test_nights(night: Night, tmp_path: Path) -> None:
-    """Nothing new; new classes; a broken picture; a strange class; a gate that is not met; killed after the switch."""
+    """Nothing new; new classes; one, with a copy and a broken picture; a strange one; a gate not met; killed."""
     pets = tmp_path / "pets"
 
     def state() -> tuple[str, set[str]]:
@@ -83,7 +83,8 @@ def test_nights(night: Night, tmp_path: Path) -> None:
     assert json.loads((pets / "verdict.json").read_text())["gate"]["passed"] is True
     assert not list((pets / "new").iterdir())
 
-    coloured(pets / "new", ENDS, seed=3)
+    coloured(pets / "new", {"white": ENDS["white"]}, seed=3)
+    shutil.copy(pets / "new" / "white" / "1.png", pets / "new" / "white" / "copy.png")
     (pets / "new" / "white" / "0.png").write_text("broken")
     assert night(100) == (1, f"the check ended with 1: see {pets}/check.json")
     assert json.loads((pets / "check.json").read_text())["broken"]["count"] == 1

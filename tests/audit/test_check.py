@@ -15,6 +15,7 @@ from PIL import Image
 from everclip.audit import suspects, twins
 from everclip.methods.shared.closed_form import best_lam
 from tests.cli.conftest import Say, say
+from tests.learned import coloured
 from tests.pictures import COLOURS, image_folder, picture
 
 __all__ = ["say"]
@@ -65,6 +66,18 @@ def test_a_clean_folder_exits_with_0_and_without_a_model(tmp_path: Path, say: Sa
     assert "suspect" not in out
     assert re.search(r"test pictures that are training pictures too +0 ", out)
     assert json.loads(say("data", "check", root, "--exact", "--json")[1])["near"] is None
+
+
+def test_one_class_without_a_test_part_is_all_training(tmp_path: Path, toy: str, say: Say) -> None:
+    """Whichever picture is twice: none is taken for a test picture."""
+    coloured(tmp_path / "new", {"red": (220, 40, 40)}, 10)
+    for file in sorted((tmp_path / "new" / "red").iterdir()):
+        shutil.copy(file, file.with_name(f"copy-{file.name}"))
+    code, out, _ = say("data", "check", tmp_path / "new", "--model", toy, "--json")
+    found = json.loads(out)
+    assert (code, found["train"], found["test"], found["suspects"]["count"]) == (0, 20, 0, 0)
+    assert (found["exact"]["test_in_train"], found["exact"]["within_train"]) == (0, 10)
+    assert {one["part"] for group in found["exact"]["groups"] for one in group} == {"train"}
 
 
 def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: Say) -> None:

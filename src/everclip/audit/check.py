@@ -15,6 +15,7 @@ from PIL import Image
 from everclip import data
 from everclip.audit import suspects, twins
 from everclip.audit.twins import Pair
+from everclip.data.formats.folders import ADDITION
 from everclip.data.images import Dataset, ImageSet, content_id
 from everclip.data.inventory import contents
 from everclip.data.pixels import FORMATS, Pixels
@@ -183,12 +184,13 @@ class Findings:
 
 
 def check(spec: str, options: Options, progress: Progress) -> Findings:
-    """Look through the data set that ``spec`` names, both parts; nothing is changed.
+    """Look through the data set that ``spec`` names, both parts; nothing is changed. One class is enough, and without a
+    test part of its own all pictures count as training pictures.
 
     Raises:
         UserError: there is no such data set or model, or the data are features.
     """
-    found = data.load(spec)
+    found = data.load(spec, ADDITION)
     images = found.train + found.test
     if images.store.width is not None:
         raise UserError(
@@ -206,9 +208,8 @@ def check(spec: str, options: Options, progress: Progress) -> Findings:
         pairs, count = twins.near(rows, same[good], options.near, lambda done: progress.step(count=done))
         pairs = [Pair(int(good[one]), int(good[two]), cosine) for one, two, cosine in pairs]
         doubtful = _suspects(found, images, rows, good)
-    return Findings(
-        found, options, images, len(found.train), sides, twins.groups(same), pairs, count, doubtful, broken
-    )
+    train = len(images if found.held_out else found.train)
+    return Findings(found, options, images, train, sides, twins.groups(same), pairs, count, doubtful, broken)
 
 
 def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

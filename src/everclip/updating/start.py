@@ -11,7 +11,7 @@ import numpy as np
 
 from everclip import data as sources
 from everclip.config.models import NEWEST
-from everclip.data.formats.folders import check_names
+from everclip.data.formats.folders import ADDITION, check_names
 from everclip.data.images import Dataset, FileStore, ImageSet, joined
 from everclip.data.paths import spec_of
 from everclip.data.scenario import Task, seen
@@ -163,7 +163,7 @@ def _with_memory(state: State, spec: str, same: Mapping[str, str] | None) -> Sta
 
 def load(spec: str, state: State) -> Dataset:
     """Return a data set of any number of classes, with prompts that suit the state's model."""
-    return sources.load(spec, "addition", model=str(state.known.base["model"]))
+    return sources.load(spec, ADDITION, model=str(state.known.base["model"]))
 
 
 def load_both(
