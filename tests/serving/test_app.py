@@ -63,6 +63,7 @@ def test_unknown_pictures_are_those_of_everclip_predict(client: Client, made: Pa
     assert status == 422
     assert "a rate of 0.1 % needs 999 held-out images" in found["error"]
     assert str(made) not in found["error"]
+    assert client.ask("/predict?unknown_at=1e-320", file.read_bytes())[0] == 422
 
 
 def test_embed_and_search_are_the_commands(client: Client, made: Path, say: Say) -> None:
@@ -133,6 +134,15 @@ def test_what_a_monitor_sees(client: Client) -> None:
         ("/predict?topp=1", b"x", "", 400, '/predict has no option "topp"; did you mean "top"?'),
         ("/embed?k=1", b"x", "", 400, '/embed has no option "k"; it takes none'),
         ("/predict?reject_below=nan", b"x", "", 400, 'reject_below is "nan": use a number from 0 to 1'),
+        (
+            "/predict?unknown_at=1",
+            b"x",
+            "",
+            400,
+            'unknown_at is "1": use a number below 1, such as 0.05; 0 is off',
+        ),
+        ("/predict?unknown_at=1.0", b"x", "", 400, 'unknown_at is "1.0": use a number below 1'),
+        ("/predict?unknown_at=1.1", b"x", "", 400, 'unknown_at is "1.1": use a number from 0 to 1'),
         ("/search?k=1001", b"x", "", 400, 'k is "1001": use a whole number from 1 to 1000'),
         ("/search", b'{"text": 3}', "application/json", 400, 'the body is not {"text": "..."} with one text'),
         ("/search", b"{", "application/json", 400, "the body cannot be read (no valid JSON"),

@@ -70,8 +70,9 @@ def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
 
 
 def images_for(rate: float) -> int:
-    """Return the number of held-out images that a rate of false alarms needs at least."""
-    return max(1, math.ceil(1 / rate - 1 - ROUNDING))
+    """Return the number of held-out images that a rate of false alarms needs at least; of rates below 1e-18 that of
+    1e-18, whose inverse is finite."""
+    return max(1, math.ceil(1 / max(rate, 1e-18) - 1 - ROUNDING))
 
 
 def auroc(known: Float[np.ndarray, " n"], unknown: Float[np.ndarray, " m"]) -> float:

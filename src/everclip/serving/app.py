@@ -175,6 +175,8 @@ def _options(kind: Kind, given: Mapping[str, str]) -> dict[str, float]:
         if len(text) > 20 or not least <= value <= most:
             what = "a number" if share else "a whole number"
             raise Refused(400, f"{name} is {shown(text)}: use {what} from {least} to {most}")
+        if name == "unknown_at" and value == 1:
+            raise Refused(400, f"{name} is {shown(text)}: use a number below 1, such as 0.05; 0 is off")
         known = {**known, name: value}
     return known
 
