@@ -72,8 +72,11 @@ def test_every_mode_becomes_rgb() -> None:
     grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
     for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"):
         assert to_rgb(Image.fromarray(grey).convert(mode)).mode == "RGB"
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert np.abs(np.asarray(to_rgb(deep)).astype(int)[..., 0] - grey).max() <= 1
+    for deep in (grey.astype(np.uint16) * 257, *(grey.astype(np.float32) * top for top in (1 / 255, 1, 257))):
+        found = np.asarray(to_rgb(Image.fromarray(deep))).astype(int)[..., 0]
+        assert np.abs(found - grey).max() <= 1
+    few = Image.fromarray((grey > 99).astype(np.int32))  # whole numbers are steps of 255, however few
+    assert np.asarray(to_rgb(few)).max() == 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -33,10 +33,11 @@ _SPARE = 64 << 20
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any PIL image as 8-bit RGB: transparency on white, 16-bit grey scaled to 8 bits, NaN black."""
+    """Return any PIL image as 8-bit RGB: transparency on white, NaN black, 16-bit grey and floats of 0..1 scaled."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 255.0 if grey.max() <= 255 else 65535.0
+        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        top = next((top for top in tops if grey.max() <= top), tops[-1])
         return Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
