@@ -163,11 +163,20 @@ def test_an_interrupted_swap_is_finished_or_undone(
     assert after == (undone if not atomic and calls == 1 else done)
 
 
-def test_a_swap_killed_before_the_exchange_is_undone(tmp_path: Path) -> None:
-    made(tmp_path / "v", "old")
-    made(tmp_path / f".v.everclip-swap-{(tmp_path / 'v').stat().st_ino}.undone", "new")
-    recover(tmp_path / "v")
-    assert tree(tmp_path) == {"v": None, "v/a": b"old"}
+@pytest.mark.parametrize("name", ["in/v", "in/current", "current"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_swap_killed_before_the_exchange_is_undone_or_done(moved: bool, name: str, tmp_path: Path) -> None:
+    """Also through a link, which for a moment leads to nothing where two names cannot be exchanged."""
+    (tmp_path / "in").mkdir()
+    made(tmp_path / "in" / "v", "old")
+    made(tmp_path / "in" / f".v.everclip-swap-{(tmp_path / 'in' / 'v').stat().st_ino}.undone", "new")
+    if moved:
+        (tmp_path / "in" / "v").rename(tmp_path / "old")
+    (tmp_path / "in" / "current").symlink_to("v")
+    (tmp_path / "current").symlink_to("in/current")
+    recover(tmp_path / name)
+    assert sorted(os.listdir(tmp_path / "in")) == ["current", "v"]
+    assert (tmp_path / "in" / "v" / "a").read_text() == ("new" if moved else "old")
 
 
 def test_what_a_killed_process_left_goes_with_the_next_that_uses_the_folder(

@@ -261,10 +261,13 @@ def swap(made: Path, folder: Path, end: str) -> Path:
 
 
 def recover(folder: Path) -> None:
-    """Finish, or undo, a swap that was interrupted, and remove what else a killed process has left of a folder.
+    """Finish, or undo, a swap that was interrupted, and remove what else a killed process has left of a folder, or of
+    that which a link leads to.
 
     Nothing happens where it has left nothing, where one is at work, or where it cannot be done.
     """
+    if os.path.islink(folder):
+        folder = Path(os.path.realpath(folder))
     if folder.name and _found(folder, f"lock|{_PART}|{_SWAP}"):
         with suppress(UserError, OSError), claimed(folder):
             pass
