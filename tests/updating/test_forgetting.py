@@ -10,6 +10,7 @@ import torch
 from everclip import data
 from everclip.cli.app import main
 from everclip.errors import UserError
+from everclip.updating.candidates import NAMES
 from everclip.updating.forgetting import forget
 from everclip.updating.state import State
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
@@ -106,6 +107,37 @@ def test_the_command_writes_a_version_that_proves_it(
     assert 'did you mean "red"?' in capsys.readouterr().err
     assert main(["forget", str(tmp_path), "--class", "red", "-o", str(tmp_path / "v4")]) == 2
     assert "is no version" in capsys.readouterr().err
+
+
+def test_names_that_a_class_had_are_forgotten_too(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    for number, edit in enumerate(
+        (
+            ["rename", "red=john smith"],
+            ["rename", "john smith=person"],
+            ["merge", "person", "yellow", "--into", "pair"],
+        )
+    ):
+        out = tmp_path / f"e{number}"
+        assert main(["classes", state.spec, *edit, "--max-drop", "100", "-o", str(out)]) == 0
+        state = begin(str(out))
+        assert (
+            state.record["history"][0]["classes"]
+            == [["john smith", "yellow"], ["person", "yellow"], ["pair"]][number]
+        )
+    assert main(["forget", state.spec, "--class", "pair", "-o", str(tmp_path / "less")]) == 0
+    whole = b"".join(file.read_bytes() for file in (tmp_path / "less").iterdir() if file.suffix == ".json")
+    assert not [
+        name for name in (b'"red"', b"red to", b"john", b"person", b"yellow", b'"pair"') if name in whole
+    ]
+    history = json.loads((tmp_path / "less" / "update.json").read_text())["history"]
+    assert [line["classes"] for line in history] == [[], ["blue", "green"], [], [], []]
+    assert [line["chosen"] for line in history[2:]] == [
+        "renamed classes",
+        "renamed classes",
+        "merged classes",
+    ]
+    assert {line["chosen"] for line in history[:2]} <= {*NAMES}
 
 
 def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:

@@ -165,8 +165,14 @@ def _edited(state: State, wanted: Edit) -> State:
     if gone:
         return without(state, gone, []).state
     place = torch.tensor(wanted.place, dtype=torch.int64)
+    called = {name: wanted.names[label] for name, label in zip(state.known.names, wanted.place, strict=True)}
+    history = [
+        line | {"classes": [*dict.fromkeys(called.get(name, name) for name in line["classes"])]}
+        for line in state.record.get("history", [])
+    ]
     after = replace(
         state,
+        record={**state.record, "history": history},
         known=state.known.placed(wanted.names, wanted.place),
         sums=state.sums.merged(place, len(wanted.names)),
         exemplars=_placed(state.exemplars, wanted.place),

@@ -10,7 +10,7 @@ have all of it, so the new folder keeps none of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from everclip.inference.assess import decoded
 from everclip.inference.predict import expanded
 from everclip.methods.shared.sums import Sums
 from everclip.system.reading import read_bytes, readable
+from everclip.updating.candidates import NAMES
 from everclip.updating.classifiers import features, layered
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
@@ -100,11 +101,18 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     }
     record = dict(state.record) | {"forgotten": [*state.record.get("forgotten", []), report]}
     if classes:  # names are forgotten too
-        record["history"] = [
-            line | {"classes": [name for name in line["classes"] if name not in classes]}
-            for line in record["history"]
-        ]
+        record["history"] = [_without_names(line, names) for line in record["history"]]
     return Forgotten(replace(after, record=record), report)
+
+
+def _without_names(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a line of the history without names of classes that are there no more. Of an edit, whose words may have
+    names that led to a forgotten one, what was done is left."""
+    edited = "" if line["chosen"] in NAMES else f"{line['chosen'].partition(' ')[0]} classes"
+    return dict(line) | {
+        "chosen": edited or line["chosen"],
+        "classes": [name for name in line["classes"] if name in names],
+    }
 
 
 def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
