@@ -236,7 +236,7 @@ def test_a_refused_update_rebuilds_nothing(
 ) -> None:
     other = toy_clip(tmp_path, seed=1)
     assert say("embed", other, world / "photos", "-o", tmp_path / "other")[0] == 0
-    refused = {"passed": False, "max_drop": 0.0, "drop": 9.0, "words": "old classes lose"}
+    refused = {"passed": False, "max_drop": 0.0, "drop": 9.0, "words": "old classes lose", "unmeasured": []}
     monkeypatch.setattr(core, "gate_of", lambda *_: refused)
     rebuild = ("--index", "rebuild", "--vectors", tmp_path / "other", "--method", "means")
     code, _, err = say(*words(world, tmp_path / "v2", *rebuild))
