@@ -20,6 +20,10 @@ from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
 
+ASKED = 3.0
+"""Seconds within which the processes ask; one that was killed never does."""
+
+
 def started() -> bool:
     """Return whether torchrun has started several processes."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -50,7 +54,7 @@ def joined(device: str) -> Iterator[None]:
         store = _fresh(store, number, count)
     if number > 0:
         logging.getLogger("everclip").setLevel(logging.ERROR)
-    with _alone(store):
+    with _alone(store, count if number == 0 else 0):
         with collectives.answered():
             dist.init_process_group(
                 _backend(device), store=store, rank=number, world_size=count, timeout=collectives.TIMEOUT
@@ -104,23 +108,31 @@ def _fresh(store: Any, number: int, count: int) -> Any:
 
 
 @contextmanager
-def _alone(store: Any) -> Iterator[None]:
-    """Let one process speak of what ends them all: the first that has something to say."""
+def _alone(store: Any, asking: int) -> Iterator[None]:
+    """Let one process speak of what ends them all: the first that has something to say.
+
+    Args:
+        asking: number of processes to wait for until they have asked, as the store may end with this one.
+    """
     try:
         yield
     except (UserError, RunError, Stopped) as error:
-        if _spoken(store):
+        if _spoken(store, asking):
             codes = {UserError: 2, RunError: 1, Stopped: PREEMPTED}
             raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
         raise
     except Exception:
-        _spoken(store)  # a fault is always shown; the others need not say that this process has ended
+        _spoken(store, asking)  # a fault is always shown; the others need not say that this process has ended
         raise
 
 
-def _spoken(store: Any) -> bool:
-    """Return whether another process has said already why the run ends."""
+def _spoken(store: Any, asking: int) -> bool:
+    """Return whether another process has said already why the run ends, once ``asking`` have asked."""
+    key, end = "why the run ends", time.monotonic() + ASKED
     try:
-        return store.add("why the run ends", 1) > 1
+        before = store.add(key, 1) > 1
+        while store.add(key, 0) < asking and time.monotonic() < end:
+            time.sleep(0.02)
+        return before
     except RuntimeError:  # the store has gone with the machine that had it
         return False
