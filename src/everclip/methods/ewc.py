@@ -53,7 +53,7 @@ class Ewc(Kept, Classify):
     """Cross-entropy with a quadratic penalty on the parameters."""
 
     class Config(LabelsConfig, HeadConfig):
-        search: ClassVar = {"strength": (1000.0, 10000.0, 100000.0, 1000000.0, 10000000.0)}
+        search: ClassVar = {"strength": (1e3, 1e5, 1e7)}
         search_first: ClassVar = ("strength",)
 
         strength: float = Field(
