@@ -19,7 +19,6 @@ from everclip.distributed import collectives
 from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
-
 ASKED = 3.0
 """Seconds within which the processes ask; one that was killed never does."""
 
