@@ -52,6 +52,15 @@ def test_both_sides_get_an_image(count: int) -> None:
         assert set(split_of([f"{start + n}.jpg" for n in range(count)]).values()) == {False, True}
 
 
+@pytest.mark.parametrize("name", ["rgb.png", "image.jpg"])
+def test_a_fifth_is_held_out_of_files_of_one_name(name: str) -> None:
+    """By their names alone all would be training images, or all test images."""
+    keys = [f"cat/{n}/{name}" for n in range(200)]
+    before, after = split_of(keys[:100]), split_of(keys)
+    assert 10 <= sum(before.values()) <= 30
+    assert all(after[key] == before[key] for key in before)
+
+
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     image_folder(tmp_path, {"": 3}, classes=2)
     (tmp_path / "red").rename(tmp_path / "train")

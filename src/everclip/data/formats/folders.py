@@ -111,10 +111,13 @@ def absent(root: Path, keys: Iterable[str]) -> list[str]:
 def split_of(keys: Iterable[str]) -> dict[str, bool]:
     """Path -> whether it is a test image, for the images of one class without a test part.
 
-    A fifth is the test part, by a hash of the file's name, so that adding files never moves an old one. A class of
+    A fifth is the test part, by a hash of the file's name, so that adding files never moves an old one. Of three
+    images or more that all have the same name, such as 1/rgb.png and 2/rgb.png, the whole path is hashed. A class of
     two images or more has at least one on each side.
     """
     hashes = {key: hash64("split", Path(key).name) for key in keys}
+    if len(hashes) > 2 and len(set(hashes.values())) == 1:  # all would be on one side
+        hashes = {key: hash64("split", key) for key in hashes}
     test = {key: value % 5 == 0 for key, value in hashes.items()}
     if len(test) == 1:
         return dict.fromkeys(test, False)
