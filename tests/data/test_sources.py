@@ -11,7 +11,7 @@ from everclip.data.formats.folders import split_of
 from everclip.data.images import MOST_BYTES, FileStore
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
-from tests.pictures import domain_folder, image_folder
+from tests.pictures import domain_folder, image_folder, picture
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:
@@ -101,6 +101,24 @@ def test_class_names_and_templates_files(tmp_path: Path) -> None:
     found = data.load(f"imagefolder:{tmp_path}", classnames=str(tmp_path / "other.txt"), templates=["see {}"])
     assert found.class_names == ("one", "two", "three")
     assert found.templates == ("see {}",)
+
+
+def test_a_list_of_names_for_numbers_sorted_as_texts_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(11):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for copy in range(2):
+            picture((200, 0, 0), copy).save(folder / f"{copy}.png")
+    (tmp_path / "classnames.txt").write_text("".join(f"name {number}\n" for number in range(11)))
+    assert data.load(f"imagefolder:{tmp_path}").class_names[2] == "name 2"
+    (line,) = caplog.messages
+    assert '"name 2" names the class 10 and not 2; if that is wrong, use folder<TAB>name' in line
+    caplog.clear()
+    (tmp_path / "classnames.txt").write_text("".join(f"{number}\tname {number}\n" for number in range(11)))
+    assert data.load(f"imagefolder:{tmp_path}").class_names[2] == "name 10"
+    assert not caplog.messages
 
 
 def test_domain_folder(tmp_path: Path) -> None:

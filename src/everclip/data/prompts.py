@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,25 @@ def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...
     return templates
 
 
+def are_numbers(names: Iterable[str]) -> bool:
+    """Return whether all names are whole numbers."""
+    return all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
+
+
+def _warn_of_numbers(path: Path, lines: Sequence[str], folders: Sequence[str]) -> None:
+    """Warn of names by position for folders such as 1, 10, 2, which are sorted as texts."""
+    if not are_numbers(folders):
+        return
+    for line, folder, by_size in zip(lines, folders, sorted(folders, key=int), strict=True):
+        if folder != by_size:
+            log.warning(
+                '%s has one name per line, and the classes are sorted as texts: "%s" names the class %s and not %s; if'
+                " that is wrong, use folder<TAB>name",
+                *(path, _short(line), folder, by_size),
+            )
+            return
+
+
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     """Return readable names for the classes in ``folders``. Raises UserError for a line that names none, or one again.
 
@@ -113,6 +132,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 f"{path} has {len(lines)} lines for {len(folders)} classes: use as many, or folder<TAB>name"
             )
+        _warn_of_numbers(path, lines, folders)
         return tuple(lines)
     names = {folder: clean(folder) for folder in folders}
     line_of: dict[str, int] = {}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from everclip.data.formats.folders import check_names, split_of
 from everclip.data.images import Dataset, Store, build
-from everclip.data.prompts import PHOTO, clean, fill, read_class_names, read_lines, read_templates
+from everclip.data.prompts import (
+    PHOTO,
+    are_numbers,
+    clean,
+    fill,
+    read_class_names,
+    read_lines,
+    read_templates,
+)
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
@@ -97,13 +105,9 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
 
 def _sorted(names: set[str]) -> list[str]:
     """Return the names in alphabetical order; numbers in theirs."""
-    if _are_numbers(names):
+    if are_numbers(names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _are_numbers(names: Iterable[str]) -> bool:
-    return all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
 
 
 def _check_labels(where: str, classes: Sequence[str]) -> None:
@@ -155,7 +159,7 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
     then the line, from 0.
     """
     path = origin.folder / "classnames.txt" if origin.folder else None
-    numbers = _are_numbers(classes)
+    numbers = are_numbers(classes)
     if path and path.exists():
         lines = read_lines(path, "class names")
         if not numbers or len(lines) == len(classes) or any("\t" in line for line in lines):
