@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from everclip.cli import app
@@ -57,6 +58,13 @@ def test_times_are_read_where_they_order_the_stream(tmp_path: Path) -> None:
     assert found.times[found.train.rows].argsort(kind="stable").tolist()[:4] == [1, 4, 7, 10]
     assert len(found.times) == 16
     assert load(root).times is None
+    again = load(root, "data-incremental").times
+    assert again is not None
+    assert np.array_equal(again, found.times)
+    named = saved(tmp_path / "named", train=table(3, task=["b", "a"]))
+    assert load(named, "data-incremental").domain_names == ("a", "b")
+    assert load(f"{named}#task=task", "data-incremental").domain_names == ("a", "b")
+    assert load(named).domain_names == ("",)
     with pytest.raises(UserError, match="holds no times: choose another time"):
         load(f"{root}#time=label", "time")
     plain = saved(tmp_path / "plain", train=table(3))

@@ -118,6 +118,9 @@ def test_a_source_gives_the_images_of_domains_where_tasks_are_domains() -> None:
 
     assert scenarios.lists(Scenario(kind=mixed.KIND)) == "class-incremental"
     assert scenarios.lists(Scenario(kind="domain-incremental")) == "domain-incremental"
+    # images to learn need times, and images that a learned model is tested on do not
+    assert scenarios.build(Scenario(kind="time")).asks == "time"
+    assert scenarios.lists(Scenario(kind="time")) == "class-incremental"
     with pytest.raises(UserError, match=r'^unknown scenario "class_incremental"; did you mean "class-inc'):
         scenarios.scenario_class("class_incremental")
 

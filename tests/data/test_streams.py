@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,22 @@ def test_time_orders_the_stream(dated: Path) -> None:
     tested = [days_of(task.test) for task in tasks]
     assert [sorted(one) for one in tested] == [[3], [6, 9], [12, 15, 18]]
     assert data.load(f"csv:{dated}").times is None
+
+
+def test_labelled_lists_are_learned_by_time_or_task_where_they_have_them(dated: Path) -> None:
+    def tasks(**settings: Any) -> list[Task]:
+        scenario = built("data-incremental", tasks=3, **settings)
+        return scenarios.cut(scenario, data.load(f"csv:{dated}", scenario.asks), 0)
+
+    by_time = [[1, 2, 4, 5], [7, 8, 10, 11], [13, 14, 16, 17]]
+    for settings in ({}, {"by": "time"}):
+        assert [sorted(days_of(task.train)) for task in tasks(**settings)] == by_time
+    text = dated.read_text()
+    dated.write_text(text.replace("2024-05-07", "soon"))
+    assert [len(task.train) for task in tasks(by="parts")] == [4, 4, 4]  # which needs no times
+    dated.write_text(text.replace("date", "task").replace("2024-05-0", "first").replace("2024-05-1", "then"))
+    dated.write_text(re.sub(r"(first|then).$", r"\1", dated.read_text(), flags=re.MULTILINE))
+    assert [(task.name, len(task.train)) for task in tasks()] == [("first", 6), ("then", 6)]
 
 
 @pytest.mark.parametrize(

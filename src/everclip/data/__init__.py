@@ -82,7 +82,7 @@ def of(config: Config) -> Dataset:
     from everclip.data import scenarios
 
     found, argument = source(config.data, config.source.options)
-    data = found.load(argument, scenarios.lists(config.scenario))
+    data = found.load(argument, scenarios.build(config.scenario).asks)
     return _worded(data, config.data, config.classnames, config.templates, config.model)
 
 

@@ -28,11 +28,9 @@ def build(settings: sections.Scenario) -> Scenario:
     return cls(settings, own_options(cls.Config, settings.options, sections.Scenario, "scenario."))
 
 
-def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental", "time"]:
-    """Return which images a source gives that has separate lists, or whether their times are asked for. Raises
-    UserError for an unknown scenario."""
-    found = scenario_class(settings.kind)
-    return "time" if found.times else "domain-incremental" if found.domains else "class-incremental"
+def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental"]:
+    """Return which images a source gives that has separate lists. Raises UserError for an unknown scenario."""
+    return "domain-incremental" if scenario_class(settings.kind).domains else "class-incremental"
 
 
 def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:

@@ -67,6 +67,11 @@ class Scenario(ABC):
         """
 
     @property
+    def asks(self) -> str:
+        """What a source is asked for, as the ``kind`` of ``Source.load``."""
+        return "time" if self.times else "domain-incremental" if self.domains else "class-incremental"
+
+    @property
     def once(self) -> bool:
         """Whether each image may be trained on once: a stream that is gone when it has passed."""
         return False

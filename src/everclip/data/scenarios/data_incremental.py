@@ -24,6 +24,7 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.scenario import Task
 from everclip.data.scenarios import Scenario, ScenarioConfig
 from everclip.data.scenarios.domain_incremental import domain_order, of_domains
+from everclip.data.sources import TASKS
 from everclip.errors import UserError
 
 
@@ -41,6 +42,10 @@ class DataIncremental(Scenario):
 
     every_class = True
     config: Config
+
+    @property
+    def asks(self) -> str:
+        return "class-incremental" if self.config.by == "parts" else TASKS
 
     def cut(self, data: Dataset, seed: int) -> list[Task]:
         by = self.config.by
@@ -80,9 +85,7 @@ class DataIncremental(Scenario):
     def _by_time(self, data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """Return positions of each part's training images, equally many, and of the test images of the same time."""
         if data.times is None:
-            raise UserError(
-                f"{data.name} has no times: fill a column time, or use scenario.by=parts or kind=time"
-            )
+            raise UserError(f"{data.name} has no times: fill a column time, or use scenario.by=parts")
         times = data.times[data.train.rows]
         train = np.array_split(np.lexsort((data.train.ids, times)), count)
         begins = np.array([times[part].min() for part in train[1:]])

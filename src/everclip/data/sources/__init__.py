@@ -3,6 +3,6 @@
 The contract is imported from here: ``from everclip.data.sources import Source, SourceConfig``.
 """
 
-from everclip.data.sources._base import Official, Source, SourceConfig
+from everclip.data.sources._base import TASKS, Official, Source, SourceConfig
 
-__all__ = ["Official", "Source", "SourceConfig"]
+__all__ = ["TASKS", "Official", "Source", "SourceConfig"]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from everclip.data.images import Dataset
 
 
+TASKS = "data-incremental"
+"""Kind of a scenario that takes named tasks, or times, where a source has them."""
+
+
 @dataclass(frozen=True)
 class Official:
     """The facts of a data set as its makers publish them.
@@ -63,7 +67,8 @@ class Source(ABC):
 
         Args:
             argument: what follows the colon, without a leading ``~``; None where there is nothing.
-            kind: of the scenario.
+            kind: "domain-incremental" for the images of tasks that are domains; "time" for images with times; ``TASKS``
+                for images with named tasks as domains, or with times, where there are any; else "class-incremental".
 
         Raises:
             UserError: what it needs is missing or wrong.

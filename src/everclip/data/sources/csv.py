@@ -7,8 +7,9 @@ Paths are relative to the list's folder and stay inside it, links included. The 
 commas or tabs; `image`, `file` or `filepath` stands for `path`, `class` for `label`; others are ignored. `split` is
 train, test or val: val stands for a missing test part, and is left out beside one. Without a test part, a fifth of each
 class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical order unless
-`scenario.order` lists them. With `scenario.kind=time` a column `time`, `date` or `timestamp` has a number or a date
-such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside the list override names and prompt.
+`scenario.order` lists them. With `scenario.kind=time` or `data-incremental` a column `time`, `date` or `timestamp` has
+a number or a date such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside the list
+override names and prompt.
 
 A list without labels may have captions, for image-text pairs:
 
@@ -38,7 +39,7 @@ from everclip.data.formats.folders import Fence
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
-from everclip.data.sources import Source
+from everclip.data.sources import TASKS, Source
 from everclip.errors import UserError, shown
 from everclip.system.reading import Unreadable, open_regular
 
@@ -86,7 +87,8 @@ class Csv(Source):
         file = Path(os.path.expanduser(argument))
         if os.path.isdir(file):
             raise UserError(f"list {file} is a folder: give a csv file, or use data=imagefolder:{file}")
-        columns, entries = _read(file, COLUMNS | ({"time": TIME} if kind == "time" else {}))
+        more = {TASKS: {"domain": CAPTIONED["task"], "time": TIME}, "time": {"time": TIME}}
+        columns, entries = _read(file, COLUMNS | more.get(kind, {}))
         parts = {entry.split for entry in entries}
         if {"test", "val"} <= parts:
             kept = [entry for entry in entries if entry.split != "val"]

@@ -39,7 +39,7 @@ from everclip.data.formats.hub import caches, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import Dataset
-from everclip.data.sources import Source
+from everclip.data.sources import TASKS, Source
 from everclip.errors import UserError, shown, suggest
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class HuggingFace(Source):
         if captions := _caption_column(name, features, options):
             rows = _pairs(name, chosen, captions, options, tested)
             return pairs.dataset(f"hf:{argument}", f"hf:{name}", store, rows)
-        parts = {split: _part(name, split, data, options) for split, data in chosen.items()}
+        parts = {split: _part(name, split, data, options, kind) for split, data in chosen.items()}
         placed = [split for split, (_, domains, _) in parts.items() if domains is not None]
         if placed and len(placed) < len(parts):
             raise UserError(
@@ -99,9 +99,9 @@ class HuggingFace(Source):
         rows = Rows([*chain(*labels)], tested, [*chain(*domains)] if placed else None, classes[0])
         hint = f"give their column, hf:{name}#domain=COLUMN"
         found = dataset(Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder), store, rows)
-        if kind != "time":
-            return found
         timed = [column for column in features if column.lower() in TIME]
+        if kind != "time" and (kind != TASKS or not (options.time or timed)):
+            return found
         return replace(found, times=numbered(_texts(name, chosen, "time", options.time, timed), f"hf:{name}"))
 
 
@@ -181,14 +181,17 @@ def _chosen(name: str, splits: Sequence[str], options: _Options) -> list[str]:
 
 
 def _part(
-    name: str, split: str, data: datasets.Dataset, options: _Options
+    name: str, split: str, data: datasets.Dataset, options: _Options, kind: str
 ) -> tuple[list[str], list[str] | None, list[str]]:
     """Return the class and the domain of each image of a split, and the order of its classes.
 
     Raises UserError where a column cannot be told, or a row has no label.
     """
     features = data.features
-    domain = options.domain or ("domain" if columns.is_text("domain", features) else None)
+    given, names = options.domain, ("domain",)
+    if kind == TASKS:
+        given, names = options.task or options.domain, ("task", "domain")
+    domain = given or next((one for one in names if columns.is_text(one, features)), None)
     if domain is not None:
         find_column(name, "domain", domain, features, [])
     label = find_column(name, "label", options.label, features, columns.label_columns(features, domain))

@@ -13,7 +13,7 @@ from everclip.data.formats import folders
 from everclip.data.formats.folders import image_files, subfolders
 from everclip.data.images import Dataset
 from everclip.data.paths import are_domains
-from everclip.data.sources import Source
+from everclip.data.sources import TASKS, Source
 from everclip.errors import UserError
 
 log = logging.getLogger("everclip")
@@ -39,7 +39,7 @@ class ImageFolder(Source):
         places = [part for part in (train, test) if part is not None]
         least = 1 if kind == folders.ADDITION else 2
         made = folders.dataset(f"imagefolder:{argument}", root, found, [""], places, test is None, least)
-        if kind in ("class-incremental", "time") and are_domains(root / train):
+        if kind in ("class-incremental", "time", TASKS) and are_domains(root / train):
             log.warning(
                 "the folders of %s are taken as classes though each holds folders of the same names:"
                 " for DOMAIN/CLASS/*.jpg use data=domainfolder:%s",
