@@ -135,6 +135,7 @@ def test_a_source_gives_the_images_of_domains_where_tasks_are_domains() -> None:
         ("[Task(0, None, every, data.train, data.test)]", "give index 0, a text"),
         ("[Task(0, 'a', every[1:], data.train, data.test)]", "name them in Task.classes"),
         ("[Task(i, 'a', every, data.train, data.test) for i in (0, 1)]", "give each to one task"),
+        ("[Task(0, 'a', every, data.train, data.train)]", "to learn in a and as a test image: use it once"),
     ],
 )
 def test_tasks_that_are_none_are_the_scenarios_fault(

@@ -57,4 +57,10 @@ def cut(scenario: Scenario, data: Dataset, seed: int) -> list[Task]:
         if ids & tested:
             raise UserError(f"{where} test images of an earlier task in {task.name}: give each to one task")
         tested |= ids
+    every = np.array(sorted(tested), dtype=np.int64)
+    for task in found:
+        both = task.train.select(np.isin(task.train.ids, every))
+        if len(both):
+            key = both.store.keys[int(both.rows[0])]
+            raise UserError(f"{where} {shown(key)} to learn in {task.name} and as a test image: use it once")
     return list(found)
