@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def test_few_shot_has_all_of_the_base_and_the_shots_of_others(source: Dataset) -
     assert all_tested(tasks, source)
     again = cut(source, "few-shot", seed=7, tasks=3, base=2, shots=5)
     assert [t.train.ids.tolist() for t in again] == [t.train.ids.tolist() for t in tasks]
+    with pytest.raises(UserError, match=r"scenario\.tasks=7 but there are 6 classes: use at most 6"):
+        cut(source, "few-shot", tasks=7)
     fewer = cut(source, "few-shot", tasks=[2, 4], shots=1)
     assert set(fewer[1].train.ids) <= {*tasks[1].train.ids, *tasks[2].train.ids}
     assert [len(task.classes) for task in cut(source, "few-shot", tasks=3)] == [4, 1, 1]
@@ -104,6 +107,13 @@ def test_blurry_streams_mix_the_share_asked_for(source: Dataset, stochastic: boo
     moved = sum(left.values())
     assert moved <= share * 3 * EACH  # some are dealt to where they were
     assert share == 0 or moved > 0.3 * share * 3 * EACH
+
+
+def test_a_blurry_stream_has_images_in_each_task(source: Dataset) -> None:
+    few = dataclasses.replace(source, train=source.train.spread(12))
+    message = "scenario.blurry=1 leaves task [1-6] no images: lower it, or use fewer tasks"
+    with pytest.raises(UserError, match=message):
+        cut(few, "blurry", tasks=6, disjoint=0.0, blurry=1.0)
 
 
 def test_a_blurry_stream_is_equal_in_size_unless_it_is_stochastic(source: Dataset) -> None:

@@ -76,6 +76,11 @@ class Blurry(Scenario):
         moved, places = self._mixed(task, blurry, count, draw)
         task[moved] = places
         parts = [data.train.select(task == index) for index in range(count)]
+        empty = next((index + 1 for index, part in enumerate(parts) if not len(part)), None)
+        if empty is not None:
+            raise UserError(
+                f"scenario.blurry={self.config.blurry:g} leaves task {empty} no images: lower it, or use fewer tasks"
+            )
         tasks = first_met(parts, data.test, [f"task {index + 1}" for index in range(count)])
         return tasks if self.config.every is None else in_pieces(tasks, self.config.every, seed_of)
 

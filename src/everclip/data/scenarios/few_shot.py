@@ -56,6 +56,8 @@ class FewShot(ClassIncremental):
             return task_sizes(classes, tasks)
         if tasks == 1:
             return [classes]
+        if tasks > classes:
+            return task_sizes(classes, tasks)  # says so
         base = round(BASE * classes) if base is None else base
         if classes - base < tasks - 1:
             raise UserError(f"scenario.base={base} leaves too few for {tasks - 1} more tasks: lower it")
