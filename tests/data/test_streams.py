@@ -168,6 +168,15 @@ def test_cross_domain_has_a_task_for_each_data_set(tmp_path: Path) -> None:
     assert len(set(np.concatenate([joined.train.ids, joined.test.ids]))) == 25
 
 
+def test_joined_data_keep_a_test_part_that_one_of_them_came_with(tmp_path: Path) -> None:
+    image_folder(tmp_path / "a", {"train": 3, "test": 2}, 2)
+    image_folder(tmp_path / "b", {"": 5}, 2)
+    joined = data.load(f"joined:{tmp_path}/a+{tmp_path}/b")
+    keys = [str(joined.test.store.keys[row]) for row in joined.whole().rows.tolist()]
+    assert not [key for key in keys if key.startswith("a/train")]
+    assert data.load(f"joined:{tmp_path}/b+{tmp_path}/b").held_out
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -78,7 +78,7 @@ class Joined(Source):
             train,
             test,
             templates.pop() if len(templates) == 1 else (PHOTO,),
-            any(one.held_out for one in found),
+            all(one.held_out for one in found),  # else the test part that one came with would be learned
         )
 
     def missing(self, argument: str | None) -> list[str]:
