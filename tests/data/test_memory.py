@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from everclip.data.images import FileStore, ImageSet
 from everclip.data.memory import Memory
 from everclip.data.policies import build
+from everclip.updating.images import Filled
 
 
 def images(labels: list[int], domains: list[int] | None = None, start: int = 0) -> ImageSet:
@@ -99,6 +100,23 @@ def test_domains_share_a_class_quota_equally(budget: int, domains: int, classes:
         if before is not None:
             assert {i for i in held.ids.tolist() if i < 1000 * domain * 7919} <= before
         before = set(held.ids.tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 30), st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 9))
+def test_a_domain_with_few_images_leaves_its_share_to_the_others(
+    quota: int, counts: list[int], seed: int
+) -> None:
+    memory, before = Memory(quota, seed, EMPTY, Filled()), {0: 10}
+    for domain, count in enumerate([10, *counts]):
+        memory.update(images([0] * count, [domain] * count, start=1000 * domain), 1)
+        held = Counter(memory.images().domains.tolist())
+        there = min(quota, sum(before.values()) + (count if domain else 0))
+        assert sum(held.values()) == there
+        assert all(held[one] <= most for one, most in before.items())
+        full = [held[one] for one in held if held[one] < (before | {domain: count})[one]]
+        assert not full or max(held.values()) - min(full) <= 1
+        before = dict(held)
 
 
 def test_state_round_trip() -> None:

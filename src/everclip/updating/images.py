@@ -15,6 +15,7 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.inventory import Step, silent
 from everclip.data.memory import Memory
 from everclip.data.pixels import Pixels
+from everclip.data.policies.random import Random
 from everclip.errors import UserError, suggest
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
@@ -40,6 +41,12 @@ Watch = Callable[[str, int], Step]
 def unwatched(name: str, total: int) -> Step:
     """Ignore the work and its steps."""
     return silent
+
+
+class Filled(Random):
+    """As ``Random``; as each update is a domain, one with a single picture must not displace many of another."""
+
+    fill = True
 
 
 def plain(name: str) -> str:
@@ -106,9 +113,9 @@ class Pictures:
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
         """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together."""
         apart = checks_of(exemplars)
-        replay = Memory((exemplars - apart) * len(self.known.names), seed, self.exemplars)
+        replay = Memory((exemplars - apart) * len(self.known.names), seed, self.exemplars, Filled())
         replay.update(self.new, len(self.known.names))
-        checked = Memory(apart * len(self.known.names), seed, self.checks)
+        checked = Memory(apart * len(self.known.names), seed, self.checks, Filled())
         checked.update(self.checks.of_classes([]), len(self.known.names))
         return replay.images(), checked.images()
 

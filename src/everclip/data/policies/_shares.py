@@ -12,13 +12,14 @@ from everclip.data.policies._base import Pool
 from everclip.seeding import hash64
 
 
-def per_class(pool: Pool, priority: NDArray[np.float64]) -> NDArray[np.int64]:
+def per_class(pool: Pool, priority: NDArray[np.float64], fill: bool = False) -> NDArray[np.int64]:
     """Return positions of each class's quota, shared equally by the domains that the class has images of.
 
     A remainder goes to the domains that come first in a fixed random order of the class.
 
     Args:
         priority: ``[n]``; of a class and domain the lowest are chosen.
+        fill: whether what a domain has no images for goes to the others; else it stays unused.
     """
     labels, domains = pool.images.labels, pool.images.domains
     chosen = [np.zeros(0, dtype=np.int64)]
@@ -28,12 +29,25 @@ def per_class(pool: Pool, priority: NDArray[np.float64]) -> NDArray[np.int64]:
             np.unique(domains[of_class]).tolist(),
             key=lambda domain, label=label: hash64("domain", pool.seed, label, domain),
         )
-        for rank, domain in enumerate(shared):
-            where = np.flatnonzero(of_class & (domains == domain))
-            # ceil((quota - rank) / domains): shares differ by one at most, and never grow as domains come.
-            share = max(0, -(-(pool.quota - rank) // len(shared)))
+        members = [np.flatnonzero(of_class & (domains == domain)) for domain in shared]
+        most = [len(where) if fill else pool.quota for where in members]
+        for where, share in zip(members, dealt(pool.quota, most), strict=True):
             chosen.append(where[np.argsort(priority[where], kind="stable")[:share]])
     return np.concatenate(chosen)
+
+
+def dealt(total: int, owned: Sequence[int]) -> list[int]:
+    """Deal ``total`` exemplars one by one, in turn, to domains as long as they have images, the first ones first.
+
+    No share grows as domains come, so that what was dropped is not asked for again.
+    """
+    given, left = [0] * len(owned), min(total, sum(owned))
+    while left:
+        open_ = [place for place, count in enumerate(owned) if given[place] < count]
+        for place in open_[:left]:
+            given[place] += min(max(1, left // len(open_)), owned[place] - given[place])
+        left = min(total, sum(owned)) - sum(given)
+    return given
 
 
 def per_task(pool: Pool, weights: Sequence[Fraction]) -> NDArray[np.int64]:

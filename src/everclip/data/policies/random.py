@@ -10,6 +10,8 @@ Paper: https://arxiv.org/abs/2605.03866, section 3.1
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,5 +21,8 @@ from everclip.data.policies import Policy, Pool, per_class
 class Random(Policy):
     """Images at random, equally many per class."""
 
+    fill: ClassVar[bool] = False
+    """Whether the other domains of a class take what one with few images leaves of the quota."""
+
     def choose(self, pool: Pool) -> NDArray[np.int64]:
-        return per_class(pool, pool.priority)
+        return per_class(pool, pool.priority, self.fill)
