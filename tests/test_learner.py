@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import importlib.machinery
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rich.console
+import torch
 from PIL import Image
 
 import everclip
 from everclip.cli.app import main
+from everclip.data.given import several
 from everclip.errors import UserError
 from everclip.system import progress
 from tests.learned import coloured
@@ -131,13 +134,90 @@ def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
         ([7], ["a"], "image 0 is a int: give a path"),
         (["gone.png"], ["a"], "gone.png cannot be read"),
         ([b"no picture"], ["a"], 'no image of "a"'),
+        ("abc", ["a"] * 3, r"images is one image: give a list of images, or an array \[n, h, w, 3\]"),
+        (b"abc", ["a"] * 3, "images is one image"),
+        (np.asarray(picture((9, 9, 9), 1)), ["a"] * 32, "images is one image"),
+        (torch.zeros(8, 8, dtype=torch.uint8), ["a"] * 8, "images is one image"),
+        ([np.zeros((0, 4, 3), np.uint8)], ["a"], "image 0 has no pixels: leave it out"),
+        ([picture((9, 9, 9), 1)] * 3, "cat", 'labels is one text, "cat": give a list'),
+        ([picture((9, 9, 9), 1)], [None], "label 0 is missing: give one class name per image"),
+        ([picture((9, 9, 9), 1)], np.array([np.nan]), "label 0 is missing"),
+        ([picture((9, 9, 9), 1)], [[0]], "label 0 is a list"),
     ],
 )
-def test_what_is_no_image_is_said(
-    images: list, labels: list, message: str, learner: everclip.Learner
-) -> None:
+def test_what_is_no_image_is_said(images: Any, labels: Any, message: str, learner: everclip.Learner) -> None:
     with pytest.raises(UserError, match=message):
         learner.learn(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        (Path("a.png"), "one image"),
+        (picture((9, 9, 9), 1), "one image"),
+        (iter(["a.png"]), "a list_iterator"),
+    ],
+)
+def test_what_is_no_list_of_images_is_said(images: Any, what: str) -> None:
+    with pytest.raises(UserError, match=f"images is {what}: give a list of images"):
+        several(images)
+
+
+def test_labels_may_be_tensors_and_images_paths_in_an_array(
+    learner: everclip.Learner, tmp_path: Path
+) -> None:
+    images, labels = pictures(["red", "black"])
+    learner.learn(images, torch.tensor([label == "red" for label in labels]).int())
+    assert learner.classes == ["1", "0"]
+    images[0].save(tmp_path / "p.png")
+    assert learner.predict(np.array([str(tmp_path / "p.png")])) == learner.predict(images[:1])
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "PA", "L", "I;16"])
+def test_a_picture_in_memory_is_what_its_file_would_be(
+    learner: everclip.Learner, tmp_path: Path, mode: str
+) -> None:
+    learner.learn(*pictures(["red", "black"]))
+    image = picture((200, 90, 20), 1)
+    if mode == "PA":
+        image = image.convert("P")
+    elif mode == "I;16":
+        image = image.convert("L").convert("I")
+    image = image.convert(mode)
+    suffix = "png" if mode in ("L", "I;16") else "tiff"
+    if mode == "PA":  # no format keeps it
+        image.convert("RGBA").save(tmp_path / "p.tiff")
+    else:
+        image.save(tmp_path / f"p.{suffix}")
+    np.testing.assert_array_equal(
+        learner.predict_proba([image]), learner.predict_proba([tmp_path / f"p.{suffix}"])
+    )
+
+
+def test_a_test_that_is_no_pair_and_one_text_are_said(learner: everclip.Learner) -> None:
+    learner.learn(*pictures(["red", "black"]))
+    test: Any = pictures(["blue"])[0]
+    with pytest.raises(UserError, match=r"give test=\(images, labels\), or a Dataset"):
+        learner._held(test)
+    with pytest.raises(UserError, match="texts is one text: give a list"):
+        learner.embed(texts="a dog")
+    with pytest.raises(UserError, match="images is one image"):
+        learner.embed(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_stream_with_a_bad_image_says_what_is_lost(
+    learner: everclip.Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = pictures(["red", "black"])
+    learner.partial_fit([*images, b"no picture"], [*labels, "blue"])
+    with pytest.raises(UserError, match="none of the last 13 images of partial_fit was learned: give them"):
+        learner.predict(images)
+    learner.partial_fit(images, labels)
+    with monkeypatch.context() as patch:
+        patch.setattr("everclip.learner.update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            learner.predict(images)
+    assert learner.classes == ["red", "black"]
 
 
 def test_before_it_learns_it_says_so(learner: everclip.Learner, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
+from torch import Tensor
 
-from everclip.data.given import checked, dataset, encoded, table
+from everclip.data.given import checked, dataset, encoded, several, table
 from everclip.data.images import Dataset
 from everclip.errors import UserError
 from everclip.index import embed as embedding
@@ -38,7 +39,9 @@ from everclip.updating.start import begin
 from everclip.updating.state import State
 from everclip.updating.versions import write_next
 
-Images = Sequence[Any] | np.ndarray | Dataset
+Images = Sequence[Any] | np.ndarray | Tensor | Dataset
+Labels = Sequence[Any] | np.ndarray | Tensor
+"""Class names, or numbers, one per image."""
 Features = np.ndarray
 """Floats ``[n, d]``."""
 ENOUGH = 256
@@ -94,7 +97,7 @@ class Learner:
     def learn(
         self,
         images: Images | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Labels | None = None,
         *,
         features: Features | None = None,
     ) -> Learner:
@@ -112,8 +115,8 @@ class Learner:
     def update(
         self,
         images: Images | None = None,
-        labels: Sequence[str] | None = None,
-        test: tuple[Images, Sequence[str]] | Dataset | None = None,
+        labels: Labels | None = None,
+        test: tuple[Images, Labels] | Dataset | None = None,
         max_drop: float | None = None,
         *,
         features: Features | None = None,
@@ -134,18 +137,21 @@ class Learner:
         """
         self._catch_up()
         given = self._given(images, features)
-        held = test if test is None or isinstance(test, Dataset) else _held(self._dataset(*test))
+        held = test if test is None or isinstance(test, Dataset) else self._held(test)
         return self._learn(self._dataset(given, labels), held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(
         self,
         images: Images | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Labels | None = None,
         *,
         features: Features | None = None,
     ) -> Learner:
         """Take a batch of a stream. Batches are learned together: when something is asked of the learner, or once
         256 images have come. Returns the learner.
+
+        Raises:
+            UserError: as ``learn``, here or when something is asked; none of the images that waited is then learned.
         """
         given = self._given(images, features)
         if isinstance(given, Dataset):
@@ -211,7 +217,10 @@ class Learner:
         self._catch_up()
         clip = self._state.encoder
         if images is None:
+            if isinstance(texts, str):
+                raise UserError("texts is one text: give a list of texts")
             return embedding.texts(clip, [*(texts or ())]).numpy()
+        several(images)
         given = images.whole() if isinstance(images, Dataset) else table(encoded(images), [0] * len(images))
         return embedding.every(clip, given).numpy()
 
@@ -259,9 +268,11 @@ class Learner:
         if not isinstance(given, Dataset) and (features is None) != (self._width is None):
             takes = "images" if self._width is None else "features"
             raise UserError(f"{self._state.spec} takes {takes}: give {takes}=...")
+        if features is None:
+            several(given)
         return given
 
-    def _dataset(self, images: Images, labels: Sequence[str] | None = None) -> Dataset:
+    def _dataset(self, images: Images, labels: Labels | None = None) -> Dataset:
         """Return a data set to learn. Raises UserError for labels that do not go with the images."""
         if not isinstance(images, Dataset):
             names = checked(images, labels)
@@ -269,6 +280,15 @@ class Learner:
         if labels is not None:
             raise UserError("a Dataset has its own labels: leave labels out")
         return images
+
+    def _held(self, test: Any) -> Dataset:
+        """Return images and their labels as a test part. Raises UserError for what is no such pair."""
+        if not isinstance(test, tuple | list) or len(test) != 2:
+            raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
+        if self._width is None:
+            several(test[0])
+        found = self._dataset(*test)
+        return replace(found, train=found.test, test=found.train)
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
         with Progress(quiet=not self._progress) as progress:
@@ -281,17 +301,20 @@ class Learner:
 
     def _catch_up(self) -> None:
         """Learn what ``partial_fit`` has taken."""
-        if self._waiting:
-            contents, labels = zip(*self._waiting, strict=True)
-            self._waiting = []
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        contents, labels = zip(*waiting, strict=True)
+        try:
             self._learn(dataset(contents, labels, self._width), None, replace(self._options, **_limit(None)))
+        except UserError as error:  # it would be raised each time: these images go
+            what = f"none of the last {len(waiting)} images of partial_fit was learned"
+            raise UserError(f"{error}; {what}: give them again without it") from error
+        except BaseException:
+            self._waiting = waiting
+            raise
 
 
 def _limit(max_drop: float | None) -> dict[str, Any]:
     """Return the options that say how much old classes may lose; None: they need not even be measured."""
     return {"max_drop": 100.0 if max_drop is None else max_drop, "unmeasured": max_drop is None}
-
-
-def _held(found: Dataset) -> Dataset:
-    """Return the images as a test part."""
-    return replace(found, train=found.test, test=found.train)

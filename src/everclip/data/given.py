@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,25 @@ from PIL import Image
 from everclip.data.formats.features import in_float32
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
+from everclip.data.pixels import to_rgb
 from everclip.data.prompts import PHOTO
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.system.reading import read_bytes, readable
+
+PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+"""Modes of PIL images that a PNG file keeps as they are."""
+
+
+def several(images: Any) -> None:
+    """Raise UserError for one image, whose rows or letters would count as images, and for what has no length."""
+    if isinstance(images, Dataset):
+        return
+    one = isinstance(images, str | bytes | os.PathLike | Image.Image)
+    if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OU"):
+        one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (3, 4))
+    if one or not isinstance(images, Sized):
+        what = "one image" if one else f"a {type(images).__name__}"
+        raise UserError(f"images is {what}: give a list of images, or an array [n, h, w, 3]")
 
 
 def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = None) -> ImageSet:
@@ -47,26 +64,44 @@ def _bytes(image: Any, number: int) -> bytes:
         with readable(image, "give paths of image files"):
             return read_bytes(Path(image).expanduser(), MOST_BYTES)
     if isinstance(image, torch.Tensor):
-        image = image.numpy()
+        image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
             raise UserError(f"image {number} is {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"image {number} is a {type(image).__name__}: give a path, PIL image, array or bytes")
+    if not all(image.size):
+        raise UserError(f"image {number} has no pixels: leave it out")
     content = io.BytesIO()
-    image.save(content, "PNG", compress_level=1)
+    try:  # what was opened is decoded only now
+        (image if image.mode in PNG else to_rgb(image)).save(content, "PNG", compress_level=1)
+    except OSError as error:
+        raise UserError(f"image {number} cannot be read ({error}): leave it out") from error
     return content.getvalue()
 
 
-def checked(images: Any, labels: Sequence[str] | None) -> list[str]:
-    """Return labels as names. Raises UserError where there is not one for each image."""
-    names = [] if labels is None else [str(label).strip() for label in labels]
+def checked(images: Any, labels: Any) -> list[str]:
+    """Return labels, texts or numbers, as names. Raises UserError where there is not one for each image."""
+    if isinstance(labels, str):
+        raise UserError(f"labels is one text, {shown(labels)}: give a list, one class name per image")
+    names = [] if labels is None else [_name(label, number) for number, label in enumerate(labels)]
     if len(names) != len(images) or not len(images):
         raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
     if "" in names:
         raise UserError(f"label {names.index('')} is empty: give one class name per image")
     return names
+
+
+def _name(label: Any, number: int) -> str:
+    if isinstance(label, torch.Tensor) and label.ndim == 0:
+        label = label.item()
+    kinds = bytes | list | tuple | dict | set | np.ndarray | torch.Tensor | Image.Image
+    missing = not isinstance(label, str) and str(label) in ("None", "nan", "NaT", "<NA>")
+    if missing or isinstance(label, kinds):
+        what = "missing" if missing else f"a {type(label).__name__}"
+        raise UserError(f"label {number} is {what}: give one class name per image")
+    return str(label).strip()
 
 
 def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
