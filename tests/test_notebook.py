@@ -91,6 +91,26 @@ def test_a_base_and_every_form_of_a_setting(
     assert (config.train.lr, list(config.scenario.order)) == (1e-4, ["b", 'a, "c"'])
 
 
+def test_settings_go_over_a_mapping_key_by_key(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(run: Any, *rest: object) -> None:
+        seen.append(run.config)
+        raise UserError("enough")
+
+    monkeypatch.setattr("everclip.notebook.train_run", stop)
+    base = settings | {"method": {"name": "gdro", "margin": 0.7}, "memory.policy": "herding"}
+    for method in ("gdro", "gcl"):
+        with pytest.raises(UserError, match="enough"):
+            everclip.train(base, train={"lr": 1e-4}, memory={"budget": 6}, method=method, out=tmp_path / "x")
+    first, second = seen
+    assert (first.train.lr, first.train.epochs, first.train.batch_size) == (1e-4, 1, 8)
+    assert (first.memory.budget, first.memory.policy, first.method.options["margin"]) == (6, "herding", 0.7)
+    assert second.method.options["margin"] == 0.3  # another method's, as over a file
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -43,7 +43,8 @@ def train(
     stops after the current step, with a checkpoint. torch's random state is not changed.
 
     Args:
-        base: the name of a shipped config ("cifar100/gdro-m500"), a .toml file, or a mapping of settings.
+        base: the name of a shipped config ("cifar100/gdro-m500"), a .toml file, or a mapping of settings; settings go
+            over it key by key.
         progress: whether to show a bar, in a notebook too.
         trust: a folder whose files may name code that is then imported (``--trust``).
         settings: keys of docs/config.md, nested (``memory={"budget": 200}``) or dotted (``**{"memory.budget": 200}``).
@@ -56,11 +57,11 @@ def train(
         RunError: training fails, or the disk does.
         KeyboardInterrupt: with how to continue; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
     """
-    given = {**base, **settings} if isinstance(base, Mapping) else settings
+    below = base if isinstance(base, Mapping) else {}
     first = [] if base is None or isinstance(base, Mapping) else [fspath(base)]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with trusting.session([] if trust is None else [trust], strict=False), torch.random.fork_rng(devices):
-        with Run.open(resolve(load_config([*first, *_words(given)]))) as run:
+        with Run.open(resolve(load_config([*first, *_words(settings)], [*_words(below)]))) as run:
             try:
                 complete(run, quiet=not progress)
             except Stopped as stopped:

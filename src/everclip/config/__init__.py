@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import tomli_w
@@ -43,11 +44,12 @@ def known_keys() -> list[str]:
     return [public(key) for key in leaves(Config)]
 
 
-def load_config(tokens: Sequence[str]) -> Config:
+def load_config(tokens: Sequence[str], below: Sequence[str] = ()) -> Config:
     """Build the config that command-line tokens describe, not yet resolved.
 
     Args:
         tokens: the name of a shipped config or the path of a .toml file (optional, first), then KEY=VALUE.
+        below: KEY=VALUE that the tokens' go over, as they go over a file's.
 
     Raises:
         UserError: with the key, the value given, what is allowed, and the file it came from, if any.
@@ -55,13 +57,14 @@ def load_config(tokens: Sequence[str]) -> Config:
     tokens = list(tokens)
     keys = {key: field for key, field in leaves(Config).items() if key != "method.name"}
     first = tokens.pop(0) if tokens and not is_override(tokens[0]) else None
-    given = overrides(tokens, keys)
-    trust.typed([*trust.in_config(given)])
-    _checked(given, "")
+    given = [overrides(part, keys) for part in (below, tokens)]
+    for layer in given:
+        trust.typed([*trust.in_config(layer)])
+        _checked(layer, "")
     # A file of the user's starts from the defaults above, not from the demonstration.
     base = {"model": Config().model, "method": {"name": Config().method.name}}
     layers = read_layers("default" if first is None else first, Path(), _checked, base)
-    return _checked(merge(layers, given), "")
+    return _checked(reduce(merge, given, layers), "")
 
 
 def _checked(values: Layer, where: str) -> Config:
