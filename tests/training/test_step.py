@@ -33,6 +33,7 @@ from tests.running import configured, run, run_for, timeless
 
 METHODS = [
     "gdro",
+    "slda method.adapt=gdro",
     "gdro method.dro=sagawa method.temperature=learnable",
     "gcl method.temperature=per_sample method.negatives=multi_positive",
     "finetune",
@@ -42,9 +43,13 @@ METHODS = [
 Poison = Callable[[Context, pytest.MonkeyPatch, float], None]
 
 
+def _learner(context: Context) -> Method:
+    return context.method.learner(context.plan.tasks[0])
+
+
 def poison_features(name: str) -> Poison:
     def poison(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
-        encode = context.method.encode
+        encode = _learner(context).encode
 
         def poisoned(*args: Any) -> dict[str, Tensor]:
             features = encode(*args)
@@ -53,7 +58,7 @@ def poison_features(name: str) -> Poison:
             spoilt.view(-1)[-1] = value
             return features | {key: spoilt}
 
-        patch.setattr(context.method, "encode", poisoned)
+        patch.setattr(_learner(context), "encode", poisoned)
 
     return poison
 
@@ -65,24 +70,24 @@ def poison_tower(context: Context, patch: pytest.MonkeyPatch, value: float) -> N
 
 def poison_loss(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
     """As an overflow would: the real loss is called, and has changed its state."""
-    loss = context.method.loss
-    patch.setattr(context.method, "loss", lambda *args: {k: v * value for k, v in loss(*args).items()})
+    loss = _learner(context).loss
+    patch.setattr(_learner(context), "loss", lambda *args: {k: v * value for k, v in loss(*args).items()})
 
 
 def poison_penalty(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
-    patch.setattr(context.method, "penalty", lambda clip: {"penalty": clip.logit_scale.detach() * value})
+    patch.setattr(_learner(context), "penalty", lambda clip: {"penalty": clip.logit_scale.detach() * value})
 
 
 def poison_gradient(context: Context, patch: pytest.MonkeyPatch, value: float) -> None:
     """The loss is finite, and the gradient of a tower's parameter is not."""
-    encode = context.method.encode
+    encode = _learner(context).encode
 
     def poisoned(clip: Any, *args: Any) -> dict[str, Tensor]:
         features = encode(clip, *args)
         features["image"].register_hook(lambda gradient: gradient * value)
         return features
 
-    patch.setattr(context.method, "encode", poisoned)
+    patch.setattr(_learner(context), "encode", poisoned)
 
 
 WAYS: dict[str, tuple[Poison, str]] = {
@@ -139,9 +144,10 @@ def bench(tmp_path: Path, toy: str, photos: str) -> Iterator[Callable[..., Bench
         task = context.plan.tasks[0]
         grow(context.plan, context.clip, task)
         context.method.begin_task(context.clip, task, task.train)
-        phase = context.method.phases(task)[0]
-        context.method.begin_phase(context.clip, phase)
-        update = Update(context.clip, context.method, phase, context.plan.config.train, 1000)
+        learner = context.method.learner(task)
+        phase = learner.phases(task)[0]
+        learner.begin_phase(context.clip, phase)
+        update = Update(context.clip, learner, phase, context.plan.config.train, 1000)
         current = torch.ones(len(task.train), dtype=torch.bool).numpy()
         return Bench(
             opened, context, update, context.loader.batches(task.train, current, phase, 0, 0, 1000), phase
@@ -164,7 +170,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", slow_after(3, METHODS))
+@pytest.mark.parametrize("method", slow_after(4, METHODS))
 def test_a_step_left_out_changes_nothing(method: str, way: str, bench: Callable[..., Bench]) -> None:
     made = bench(method, "train.nonfinite=skip")
     poison, reason = WAYS[way]

@@ -33,8 +33,9 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
         this is logged instead, up to ten times in a row.
     """
     skipping = context.plan.config.train.nonfinite == "skip"
+    learner = context.method.learner(task)  # whose loss it is, and which need be no part of the method
     state: AbstractContextManager[Callable[[], None] | None] = (
-        undoable(context.method) if skipping else nullcontext()
+        undoable(learner) if skipping else nullcontext()
     )
     batch = to_device(batch, context.clip.device)
     with state as undo, update.answered():
@@ -46,7 +47,6 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
             undo()
             _skip(context, update, batch, phase, task, error)
             return
-    learner = context.method.learner(task)
     learner.after_step(context.clip)
     context.record.step(len(batch))
     context.journal.log(
