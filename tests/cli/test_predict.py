@@ -18,7 +18,7 @@ from everclip.cli import predict as command
 from everclip.data.pixels import Pixels
 from everclip.inference.model import open_model
 from tests.cli.conftest import Say
-from tests.learned import held_out, learned, unlearned
+from tests.learned import coloured, held_out, learned, unlearned
 from tests.pictures import COLOURS, picture
 
 
@@ -184,6 +184,11 @@ def test_a_temperature_is_kept_with_the_run_or_in_the_folder(
     kept = (run / "calibration.json").read_text()
     say("predict", run, "--calibrate", data)
     assert (run / "calibration.json").read_text() == kept, "it starts from 1 again"
+    few = coloured(tmp_path / "few", dict([*COLOURS.items()][:3]), 8, seed=1)
+    (tmp_path / "few.txt").write_text("\n".join([*COLOURS][:3]))
+    err = say("predict", run, "--classes", tmp_path / "few.txt", "--calibrate", few)[2]
+    assert err.rstrip().endswith("for this call: it is of the given classes alone")
+    assert (run / "calibration.json").read_text() == kept
 
     (run / "calibration.json").write_text("{}")
     assert "calibration.json is damaged: remove it, or calibrate again" in say("predict", run, pictures)[2]

@@ -145,7 +145,8 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
 
     fitted, held = assess.fit_temperature(model, data)
     kept = assess.keep_calibration(model, fitted, held)
-    where = "for this call: the model has no folder of its own" if kept is None else f"kept in {kept}"
+    why = "the model has no folder of its own" if model.plan is None else "it is of the given classes alone"
+    where = f"for this call: {why}" if kept is None else f"kept in {kept}"
     print(
         f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}: calibration error"
         f" {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two halves); --unknown-at from"

@@ -16,7 +16,7 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.paths import spec_of
 from everclip.data.pixels import Pixels
-from everclip.data.scenario import Task
+from everclip.data.scenario import Task, seen
 from everclip.errors import UserError
 from everclip.inference.learned import repeated
 from everclip.inference.model import Deployed, zero_shot
@@ -227,12 +227,13 @@ def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut
     """Keep a temperature and scores where the model was opened from: in the model folder, or in the run directory.
 
     Returns:
-        the file; None where the model has no folder of its own.
+        the file; None where the model has no folder of its own, or some of its classes were left out: then the
+        fitted values are of the others alone.
 
     Raises:
         UserError: the file cannot be written.
     """
-    if model.plan is None:
+    if model.plan is None or model.labels != seen(model.plan.tasks):
         return None
     folder = Path(model.spec).expanduser()
     of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
