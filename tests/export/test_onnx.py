@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import everclip
 from everclip.cli.export import drawn
+from everclip.data.pixels import to_rgb
 from everclip.data.sources.emoji import verified
 from everclip.errors import UserError
 from everclip.export import export
@@ -148,6 +150,26 @@ def test_the_example_prepares_pictures_as_the_model_does(
         image = clip.eval_transform(Image.open(tmp_path / "a.png").convert("RGB"))
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
         np.testing.assert_allclose(example["load"](tmp_path / "a.png"), clip.normalise(pixels)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("example", ["onnx", "hf"])
+def test_the_examples_read_every_kind_of_picture_as_everclip_does(example: str, tmp_path: Path) -> None:
+    source = (Path(everclip.__file__).parent / "assets" / "export" / f"{example}_example.py").read_text()
+    function = source[source.index("def rgb(") :].split("\n\n\n")[0]
+    given: dict[str, Any] = {"np": np, "Image": Image}
+    exec(function, given)
+    values = np.random.default_rng(0).integers(0, 256, (9, 8, 4)).astype(np.uint8)
+    grey = values[..., 0]
+    for image in (
+        Image.fromarray(values),
+        Image.fromarray(values[..., :2]),
+        Image.fromarray(values[..., :3]).convert("CMYK"),
+        Image.fromarray(grey > 99),
+        Image.fromarray(grey.astype(np.uint16) * 257),
+        Image.fromarray(grey.astype(np.int32)),
+        Image.fromarray(grey.astype(np.float32) / 255),
+    ):
+        np.testing.assert_array_equal(given["rgb"](image), to_rgb(image), err_msg=image.mode)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -13,6 +14,19 @@ HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
 EMBEDDINGS = load_file(HERE / "class_embeddings.safetensors")["class_embeddings"]
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # for others Pillow starts programs
+
+
+def rgb(image):
+    """A picture as 8-bit RGB: transparency on white, 16-bit grey and floats of 0..1 scaled."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        top = next((top for top in tops if grey.max() <= top), tops[-1])
+        image = Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @torch.inference_mode()
@@ -27,7 +41,7 @@ if __name__ == "__main__":
     model = CLIPModel.from_pretrained(HERE, local_files_only=True).eval()
     processor = CLIPImageProcessor.from_pretrained(HERE, local_files_only=True)
     for name in sys.argv[1:]:
-        image = Image.open(name, formats=FORMATS).convert("RGB")
+        image = rgb(Image.open(name, formats=FORMATS))
         p = probabilities(model, processor(images=image, return_tensors="pt")["pixel_values"])[0]
         for column in p.argsort(descending=True)[:3].tolist():
             print(f"{name}\t{KNOWN['classes'][column]}\t{p[column]:.3f}")

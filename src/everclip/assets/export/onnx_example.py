@@ -17,14 +17,23 @@ HOW = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
 LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 
+def rgb(image):
+    """A picture as 8-bit RGB: transparency on white, 16-bit grey and floats of 0..1 scaled."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        top = next((top for top in tops if grey.max() <= top), tops[-1])
+        image = Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def load(path):
     """A picture as float32 [3, size, size]."""
     formats = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # for others Pillow starts programs
-    image, size = Image.open(path, formats=formats), HOW["size"]
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # on white
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image, size = rgb(Image.open(path, formats=formats)), HOW["size"]
     width, height = image.size
     if HOW["resize_mode"] == "squash":
         width = height = size
