@@ -12,6 +12,7 @@ import torch
 
 from everclip.cli.app import main
 from everclip.data.prompts import PHOTO, Prompts
+from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.runs.run import Run
 from everclip.training import references
@@ -95,6 +96,13 @@ def test_a_fork_has_that_of_the_run_it_began_from(tmp_path: Path, words: list[st
     fork = run(tmp_path / "fork", *words, "method=gdro", f"fork={tmp_path / 'base'}@1", "train.lr=1e-2")
     assert fork["frozen_features_after_stage"] == source["frozen_features_after_stage"]
     assert fork["frozen_features_methods"] == source["frozen_features_methods"]
+
+
+def test_a_fork_cannot_measure_what_its_source_has_not(tmp_path: Path, words: list[str]) -> None:
+    run(tmp_path / "base", *words, "method=gdro", "references=none", "checkpoint.keep=3")
+    with pytest.raises(UserError, match=r"references=all, but .*base has not measured the frozen features"):
+        run(tmp_path / "fork", *words, "method=gdro", f"fork={tmp_path / 'base'}@1", ALL)
+    assert not (tmp_path / "fork").exists()
 
 
 @pytest.mark.slow

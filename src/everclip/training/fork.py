@@ -23,7 +23,7 @@ from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
 from everclip.system.checkpoint import Damaged, Place, verify
 from everclip.system.reading import open_regular, read_json
-from everclip.training import noted
+from everclip.training import noted, references
 from everclip.training.environment import environment
 from everclip.training.plan import Plan
 from everclip.training.restore import RECORD, restore, saved
@@ -117,9 +117,8 @@ def check(plan: Plan) -> Source:
         )
     try:
         verify(found.folder)
-        restore(
-            replace(plan, method=methods.build(plan.config, plan.prompts)), saved(found.folder, found.place)
-        )
+        kept = saved(found.folder, found.place)
+        restore(replace(plan, method=methods.build(plan.config, plan.prompts)), kept)
         different = noted.difference(found.run.path, plan)
     except Damaged as error:
         raise UserError(
@@ -127,6 +126,12 @@ def check(plan: Plan) -> Source:
         ) from None
     except UserError as error:
         raise UserError(f"fork={plan.config.fork} cannot be continued from: {error}") from error
+    measured = (kept.state["record"].get("frozen") or {}).get("frozen_features") is not None
+    if plan.config.references == "all" and references.wanted(plan.config, plan.sizes()) and not measured:
+        raise UserError(
+            f"fork={plan.config.fork}: references=all, but {found.run.path} has not measured the frozen features,"
+            " which is done before the first task: leave references out, or repeat that run with references=all"
+        )
     if different:
         raise UserError(
             f"fork={plan.config.fork}: {different}; put the data back, or learn all tasks in a new run"
