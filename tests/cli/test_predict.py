@@ -269,6 +269,15 @@ def test_evaluate_tells_unknown_from_known(run: Path, tmp_path: Path, say: Say) 
     assert 'has images of "orange", which is not one of the 6 classes' in err
 
 
+def test_a_run_may_lie_below_the_home_folder(run: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As KEY=VALUE and scripts name it, where no shell has written the folder out."""
+    monkeypatch.setenv("HOME", str(run.parent))
+    for word in ("evaluate", "resume"):
+        code, out, err = say(word, f"~/{run.name}", "--json")
+        assert code == 0, err
+        assert json.loads(out)
+
+
 def test_another_stage_has_no_temperature(run: Path, tmp_path: Path, pictures: Path, say: Say) -> None:
     run = shutil.copytree(run, tmp_path / "run")
     assert say("predict", run, "--calibrate", held_out(tmp_path / "held"))[0] == 0

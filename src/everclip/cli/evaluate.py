@@ -193,9 +193,10 @@ def _opened(
         model = open_model(run, pairs=True)
         found = assess.load(data, model, pairs=True)
         return model, found, found.whole()
-    if not (Path(run) / "config.toml").is_file():
+    folder = Path(run).expanduser()
+    if not (folder / "config.toml").is_file():
         raise UserError(f"{run} is a model folder, without images of its own: give --data")
-    model = of_run(Path(run))
+    model = of_run(folder)
     assert model.plan is not None
     return model, None, joined(task.test for task in model.plan.tasks)
 

@@ -18,6 +18,6 @@ def resume(run: str, *, changed_data: bool = False, json: bool = False) -> None:
     from everclip.cli.train import open_here
     from everclip.runs.run import Run
 
-    path = Path(run)
+    path = Path(run).expanduser()
     config = Run.read_config(path)
     open_here(config, lambda: Run(path, config, changed_data), json)
