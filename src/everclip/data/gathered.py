@@ -101,10 +101,13 @@ class Gathered(Store):
         return store.content(place)
 
 
-def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:
+def gather(sets: Sequence[ImageSet], conflicts: bool = False) -> tuple[list[ImageSet], dict[str, str]]:
     """Return the sets on one store, so that they can be added, with ids of their images' content and without captions.
 
     Within a set the first of equal images stays. Files that cannot be read are left out.
+
+    Args:
+        conflicts: in the first set the first of equal images with one label stays, so that other labels are seen.
 
     Returns:
         the sets, and path -> reason for what was left out as unreadable.
@@ -113,15 +116,17 @@ def gather(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], dict[str, str]]:
     made, start = [], 0
     for part in sets:
         rows, ids = np.arange(start, start + len(part), dtype=np.int64), np.zeros(len(part), dtype=np.int64)
-        kept, seen = np.zeros(len(part), dtype=bool), set[int]()
+        kept, seen = np.zeros(len(part), dtype=bool), set[tuple[int, int]]()
+        labels = part.labels if conflicts and part is sets[0] else np.zeros_like(part.labels)
         for place, row in enumerate(rows.tolist()):
             try:
                 ids[place] = content_id(store.read(row))
             except OSError as error:
                 skipped[store.keys[row]] = error.strerror or str(error)
                 continue
-            kept[place] = int(ids[place]) not in seen
-            seen.add(int(ids[place]))
+            image = int(ids[place]), int(labels[place])
+            kept[place] = image not in seen
+            seen.add(image)
         made.append(replace(part, store=store, rows=rows, ids=ids, captions=None).select(kept))
         start += len(part)
     return made, skipped

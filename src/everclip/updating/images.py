@@ -144,7 +144,7 @@ def collect(
     domains = found.domain_names if len(found.domain_names) > 1 else (f"update {number}",)
     new = replace(new, domains=new.domains + len(state.domains))
     sets = [new, state.older or nothing(), state.exemplars, state.checks]
-    (new, older, kept, checks), skipped = gather(sets)
+    (new, older, kept, checks), skipped = gather(sets, conflicts=True)
     pixels = decoded(new, state.encoder, KEPT_BYTES)
     _look(pixels, [new, older, kept, checks], watch)
     new, older, kept, checks = (pixels.readable(part) for part in (new, older, kept, checks))
