@@ -129,6 +129,17 @@ def test_the_example_says_what_predict_says_without_torch(
         assert p == pytest.approx(answer.probabilities.max(), abs=2e-3)
 
 
+@pytest.mark.parametrize("words", [["--unknown-at"], ["--unknown-at", "5%", "photo.jpg"]])
+def test_the_example_says_in_a_line_that_there_is_no_threshold(
+    exported: tuple[Deployed, Path], words: list[str]
+) -> None:
+    command = [sys.executable, str(exported[1] / "example.py"), *words]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    rate = "".join(words[1:2])
+    assert found.stderr == f"--unknown-at {rate}: preprocess.json has a threshold for no rate\n"
+
+
 @pytest.mark.parametrize("mode", ["squash", "longest", "shortest"])
 def test_the_example_prepares_pictures_as_the_model_does(
     exported: tuple[Deployed, Path], tmp_path: Path, mode: str

@@ -55,7 +55,13 @@ if __name__ == "__main__":
     session = onnxruntime.InferenceSession(small if small.is_file() else HERE / "model.onnx")
     names, limit = sys.argv[1:], None
     if names[:1] == ["--unknown-at"]:
-        limit, names = HOW["unknown"]["thresholds"][names[1]], names[2:]
+        rate, names = "".join(names[1:2]), names[2:]
+        known = HOW.get("unknown", {}).get("thresholds", {})
+        if rate not in known:
+            sys.exit(
+                f"--unknown-at {rate}: preprocess.json has a threshold for {', '.join(known) or 'no rate'}"
+            )
+        limit = known[rate]
     for name in names:
         found = session.run(None, {"images": load(name)[None]})
         if limit is not None and np.asarray(found[1])[0] > limit:
