@@ -438,7 +438,7 @@ def test_constants_that_findings_ask_for_are_searched() -> None:
         return set(method_class(name).Config.search)
 
     assert searched("gdro") >= {"margin", "omega", "weight_clip", "sampling", "tau", "strength"}
-    assert method_class("ewc").Config.search["strength"] == (1e3, 1e4, 1e5, 1e6, 1e7)
+    assert method_class("ewc").Config.search["strength"] == (1e3, 1e5, 1e7)
     assert searched("foster") >= {"beta_boost", "beta_compress"}
     assert searched("joint") == {"loss"}
     assert searched("ridge") == searched("zero_shot") == set()
