@@ -138,13 +138,12 @@ def wide(method: Any, rows: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor
     """
     rows = method.rows(rows.float())
     targets = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[labels]
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    spectrum = closed_form.Spectrum.of_rows(rows, targets)
+    values, explained = spectrum.values, spectrum.targets.square().sum(1)
     kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
-    values, found = values[kept], vectors[:, kept].T @ targets
     unit = values.sum().item() / rows.shape[1]
-    lam = closed_form.least(values, found.square().sum(1), unit, len(rows), len(rows))
-    weight = rows.T @ (vectors[:, kept] @ (found / (values + lam)[:, None]))
-    return lambda tested: method.rows(tested.float()) @ weight
+    lam = closed_form.least(values[kept], explained[kept], unit, len(rows), len(rows))
+    return lambda tested: next(spectrum.predictions(method.rows(tested.float()), [lam]))
 
 
 class _Nowhere:

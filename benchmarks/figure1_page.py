@@ -20,9 +20,9 @@ from everclip.compare.groups import Group, Memory, Setting, settings
 from everclip.errors import UserError
 from everclip.metrics.stats import paired
 from everclip.report.svg import VARIABLES, embedded, light
-from everclip.report.tuning import searched
 from everclip.runs.read import RunData, read_run
 from everclip.runs.schema import test_images
+from everclip.runs.tuned import searched
 
 PANELS: tuple[tuple[str, str, Memory], ...] = (
     ("cifar100", "a  CIFAR-100", None),
@@ -181,8 +181,7 @@ def row(group: Group) -> str:
     memory = "none kept" if group.memory is None else str(group.memory)
     seeds = ", ".join(str(run.value("seed")) for run in group.finished)
     chosen = "; ".join(dict.fromkeys(map(settings_of, group.finished)))
-    shown = ("last",) if group.method == "joint" else ("last", "average")  # joint has one stage
-    numbers = [spread(group.values(key)) for key in shown] + ["–"] * (2 - len(shown))
+    numbers = [spread(group.values(key)) for key in ("last", "average")]
     return f"| {group.series} | {memory} | {' | '.join(numbers)} | {seeds} | {chosen} |"
 
 

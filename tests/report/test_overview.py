@@ -16,7 +16,7 @@ from everclip.metrics.stats import interval
 from everclip.plots.matrix import forgotten
 from everclip.report.build import build, collect, write
 from everclip.report.many import class_table
-from everclip.report.tuning import searched
+from everclip.runs.tuned import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
 from tests.report.test_report import test_ids_are_unique_and_references_resolve as ids_are_sound

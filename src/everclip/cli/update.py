@@ -124,7 +124,7 @@ def _run(
             with Progress() as progress:
                 outcome = run(state, found, held, options, progress)
             code = _written(outcome, state, path, json)
-    if again is not None and outcome.passed and outcome.verdict["index"]["rebuilt"]:
+    if again is not None and outcome.verdict["index"]["rebuilt"]:
         command = again.command(str(path))
         left = f"{path} is written, but {again.out} is incomplete: {command} continues it"
         with leaving(left), Progress() as progress:

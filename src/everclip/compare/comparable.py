@@ -7,7 +7,6 @@ Other differences in their configs, except in how they were carried out, separat
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from everclip import plugins
 from everclip.config import CARRIED_OUT
 from everclip.data.policies import policy_class
 from everclip.runs.finished import Finished
+from everclip.runs.tuned import searched
 from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
@@ -49,8 +49,6 @@ _HOW = (*CARRIED_OUT, "device", "tuned_on", "loader.")
 """Prefixes of keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
 """Settings that results.json records too, for runs without a config."""
-_SEARCHED = re.compile(r"; ([\w.]+) ")
-"""A key that ``tuned_on`` says was searched."""
 
 
 def excused(key: str) -> set[str]:
@@ -189,7 +187,8 @@ def distinguishing(parts: Iterable[Sequence[Finished]], known: Iterable[str]) ->
     """
     parts, known = [part for part in parts if part], set(known)
     keys = list(dict.fromkeys(key for part in parts for key in varying(part, known)))
-    tuned = {key for part in parts for run in part for key in _SEARCHED.findall(str(run.value("tuned_on")))}
+    found = [searched(str(run.value("tuned_on") or "")) for part in parts for run in part]
+    tuned = {key for search in found if search is not None for key in search.tried}
     fixed = [key for key in keys if key not in tuned]
     told, all_told = (
         len({repr([place, *map(run.value, some)]) for place, part in enumerate(parts) for run in part})

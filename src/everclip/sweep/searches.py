@@ -7,7 +7,6 @@ reads the test set; its cells then train with its values and its ``tuned_on``.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from everclip.config.sources import is_override, read_toml
 from everclip.config.values import flat
 from everclip.errors import UserError
 from everclip.runs.resolve import resolve
+from everclip.runs.tuned import searched
 from everclip.sweep import check, trials
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
 from everclip.sweep.trials import space
@@ -32,9 +32,6 @@ ALL = "all"
 """The keyword for a search of everything tunable within a number of trials (``trials.space``)."""
 SHARE = "scenario.validation="
 """Beginning of the word for the fraction of the training images on which trials are scored."""
-_SCORE = r": (?:-|\d\.\d+)(?=[,;]|$)"
-"""Matches what follows each value of a search in ``tuned_on``."""
-_TRIALS = r", \d+ of {most} trials[^;]*; "
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +158,6 @@ def _made(
     It is known by its content, as runs are: the code in a name changes with each new config key.
     """
     held = "" if share is None else f", {share} of their training images"
-    searched = "; ".join(f"{key} {', '.join(values)}" for key, values in asked.items())
     for file in sorted(folder.glob("*/tuned.toml")):
         try:
             with trust.reading():
@@ -170,23 +166,19 @@ def _made(
                 same = content_key(config.model_copy(update={"tuned_on": None})) == content_key(wanted)
         except UserError:
             continue
-        record = re.sub(_SCORE, "", config.tuned_on or "")
+        found = searched(config.tuned_on)
+        if found is None:
+            continue
+        tried = {key: [*scores] for key, scores in found.tried.items()}
+        same = same and [*tried] == [*asked]
         if most is None:
-            same = same and record.endswith(f"; {searched}") and " trials" not in record
+            same = same and tried == asked and not found.trials
         else:
-            tried = _tried(record, most)
             begun = trials.start(cell.config, asked)
-            same = same and [*tried] == [*asked] and all(begun[key] in tried[key] for key in asked)
-        if same and held in record:
+            same = same and found.trials.endswith(f" of {most}") and all(begun[k] in tried[k] for k in asked)
+        if same and held in (config.tuned_on or ""):
             return file.parent
     return None
-
-
-def _tried(record: str, most: int) -> dict[str, list[str]]:
-    """Return the values of each key that ``tuned_on`` without scores tells of; empty for another bound of trials."""
-    counted = re.search(_TRIALS.format(most=most), record)
-    parts = record[counted.end() :].split("; ") if counted else []
-    return {key: values.split(", ") for key, _, values in (part.partition(" ") for part in parts)}
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
