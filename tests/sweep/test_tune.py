@@ -12,7 +12,7 @@ import pytest
 from everclip.cli.app import main
 from everclip.config import load_config
 from everclip.data.images import FileStore, build
-from everclip.errors import NonFinite, RunError
+from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import tune as tuning
@@ -79,28 +79,53 @@ def test_held_out_images_are_training_images_of_every_class_and_domain() -> None
     is_test = np.arange(len(keys)) >= len(labels)
     columns = [np.concatenate([part, part]).tolist() for part in (labels, domains)]
     store, names = FileStore(Path(), keys), (["a", "b", "c"], ["d", "e"])
-    whole = build("x", store, columns[0], columns[1], is_test.tolist(), *names, ["{}"])
-    part = whole.holding_out(0.2)
-    assert len(part.test) == 4 * 2
-    assert sorted([*part.train.ids, *part.test.ids]) == sorted(whole.train.ids)
-    assert np.unique(np.stack([part.test.labels, part.test.domains]), axis=1).shape == (2, 4)
-    assert part.train.counts(3).tolist() == [16, 16, 1]
-    again = whole.holding_out(0.2)
-    assert again.test.ids.tolist() == part.test.ids.tolist()
-    assert len(whole.holding_out(0.001).test) == 4
-    assert whole.holding_out(0.999).train.counts(3).tolist() == [2, 2, 1]
+    whole = build("x", store, columns[0], columns[1], is_test.tolist(), *names, ["{}"]).train
+    train, test = whole.apart(0.2, "validation")
+    assert len(test) == 4 * 2
+    assert sorted([*train.ids, *test.ids]) == sorted(whole.ids)
+    assert np.unique(np.stack([test.labels, test.domains]), axis=1).shape == (2, 4)
+    assert train.counts(3).tolist() == [16, 16, 1]
+    assert whole.apart(0.2, "validation")[1].ids.tolist() == test.ids.tolist()
+    assert len(whole.apart(0.001, "validation")[1]) == 4
+    assert whole.apart(0.999, "validation")[0].counts(3).tolist() == [2, 2, 1]
 
 
-def test_a_validation_plan_has_two_tasks_and_no_test_image(tokens: list[str]) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "class-incremental",
+        "few-shot scenario.shots=2",
+        "long-tailed scenario.imbalance=2",
+        "blurry",
+        "data-incremental",
+    ],
+)
+def test_a_validation_plan_has_the_images_of_the_first_tasks_and_no_test_image(
+    tokens: list[str], kind: str
+) -> None:
+    words = [*tokens, *f"scenario.kind={kind}".split()]
+    whole, part = (
+        Plan.of(resolve(load_config([*words, *more]))) for more in ([], ["scenario.validation=0.5"])
+    )
+    assert len(part.tasks) == 2
+    for task, full in zip(part.tasks, whole.tasks, strict=False):
+        assert task.classes == full.classes
+        assert len(task.test)
+        assert sorted([*task.train.ids, *task.test.ids]) == sorted(full.train.ids)
+
+
+def test_a_session_of_single_images_has_none_to_score_on(tokens: list[str]) -> None:
+    words = [*tokens, "scenario.kind=few-shot", "scenario.shots=1", "scenario.validation=0.5"]
+    with pytest.raises(UserError, match=r"hold out none: use scenario\.validation_tasks=1$"):
+        Plan.of(resolve(load_config(words)))
+    plan = Plan.of(resolve(load_config([*words, "scenario.validation_tasks=1"])))
+    assert [(len(task.train), len(task.test)) for task in plan.tasks] == [(8, 8)]
+
+
+def test_a_validation_plan_has_as_many_exemplars_per_class(tokens: list[str]) -> None:
     whole, part = (
         Plan.of(resolve(load_config([*tokens, *more]))) for more in ([], ["scenario.validation=0.5"])
     )
-    assert len(part.tasks) == 2
-    tests = set(whole.data.test.ids.tolist())
-    for task, full in zip(part.tasks, whole.tasks, strict=False):
-        assert task.classes == full.classes
-        assert not tests & {*task.train.ids.tolist(), *task.test.ids.tolist()}
-        assert len(task.train) + len(task.test) == len(full.train)
     # 12 exemplars for six classes are two a class, and so are 8 for the four that tuning sees
     assert (whole.budget(), part.budget()) == (12, 8)
     assert (

@@ -223,14 +223,6 @@ class Dataset:
         """Whether its images have captions of their own, in place of classes."""
         return self.train.captions is not None
 
-    def holding_out(self, share: float) -> Dataset:
-        """Return the data set with part of its training images in place of its test images, which are left out.
-
-        ``share`` and which images they are: as of ``apart``.
-        """
-        train, test = self.train.apart(share, "validation")
-        return replace(self, train=train, test=test)
-
     def words(self) -> str:
         """Return how the data set was read, on one line."""
         domains = f" in {len(self.domain_names)} domains" if len(self.domain_names) > 1 else ""

@@ -55,13 +55,11 @@ class Plan:
         validation = config.scenario.validation
         scenario = scenarios.build(config.scenario)
         source = source or data.of(config)
-        if validation is not None:
-            source = source.holding_out(validation)
         tasks = scenarios.cut(scenario, source, config.seed)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
-        if validation is not None:
-            tasks = tasks[: config.scenario.validation_tasks]
+        if validation is not None:  # of the images that the scenario leaves: those are what a run learns
+            tasks = [_holding_out(task, validation) for task in tasks[: config.scenario.validation_tasks]]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
         if method.capabilities.one_task:
@@ -150,6 +148,12 @@ def check_names(config: Config) -> None:
     trackers.start(config, Path(config.out or "runs"))
 
 
+def _holding_out(task: Task, share: float) -> Task:
+    """Return the task with part of its training images in place of its test images; ``share`` as in ``apart``."""
+    train, test = task.train.apart(share, "validation")
+    return replace(task, train=train, test=test)
+
+
 def _trim(task: Task) -> Task:
     """Return the task with a few images of each part, spread over its classes."""
 
@@ -183,6 +187,11 @@ def _check(plan: Plan) -> None:
         new = set(task.classes).difference(seen(tasks[: task.index]))
         for part, images in (("training", task.train), ("test", task.test)):
             if not len(images) and (part == "training" or new):
+                if part == "test" and config.scenario.validation is not None:
+                    raise UserError(
+                        f"{task.name} has one training image of each class, so that scenario.validation can hold out"
+                        f" none: {f'use scenario.validation_tasks={task.index}' if task.index else 'add some'}"
+                    )
                 raise UserError(
                     f"{task.name} has no {part} images: add some, or use fewer tasks"
                     if plan.data.captioned
