@@ -133,6 +133,18 @@ def test_a_validation_plan_has_as_many_exemplars_per_class(tokens: list[str]) ->
     )
 
 
+@pytest.mark.parametrize(("budget", "kept"), [(9, 0), (12, 8)])
+def test_tuning_uses_the_memory_where_the_run_does(tokens: list[str], budget: int, kept: int) -> None:
+    """Five of each class of the first task are ten; scaled, 12 would be too few."""
+    words = [*tokens[:-1], "method=multilayer_lda", "method.adapt=finetune"]
+    words = [*(word for word in words if "memory" not in word), f"memory.budget={budget}"]
+    whole, part = (
+        Plan.of(resolve(load_config([*words, *more]))) for more in ([], ["scenario.validation=0.5"])
+    )
+    assert part.method.capabilities.uses_memory == whole.method.capabilities.uses_memory == bool(kept)
+    assert part.budget() == kept
+
+
 def test_a_search_may_see_more_tasks(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

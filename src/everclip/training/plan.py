@@ -65,7 +65,8 @@ class Plan:
         if method.capabilities.one_task:
             tasks = merge(tasks)
         plan = cls(config, source, tasks, prompts, method)
-        budget, fewest = plan.budget(), method.capabilities.fewest
+        # as a run decides it, in tuning too, where the budget is scaled
+        budget, fewest = plan.budget(whole=True), method.capabilities.fewest
         # a class's share only shrinks with the classes seen; 1 is every other method's, whose share is warned of
         if fewest > 1 and budget != "all" and budget < fewest * len(tasks[0].classes):
             method.can(uses_memory=False)
@@ -98,11 +99,14 @@ class Plan:
         tests = [task.test for task in self.tasks]
         return tuple(int(part.captions.count(part.rows).sum()) for part in tests if part.captions is not None)
 
-    def budget(self) -> int | Literal["all"]:
+    def budget(self, whole: bool = False) -> int | Literal["all"]:
         """Return exemplars to keep: none where the method has no use for them.
 
         Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
         it will when all classes are seen.
+
+        Args:
+            whole: in tuning too, all that the config asks for.
         """
         can, keeps = self.method.capabilities, methods.memory_policy(self.config, self.method).keeps
         if not can.uses_memory or can.one_task or keeps == "none":
@@ -110,7 +114,7 @@ class Plan:
         if keeps == "all":
             return "all"
         budget, classes = self.config.memory.budget, len(seen(self.tasks))
-        if not isinstance(budget, int) or self.config.scenario.validation is None:
+        if whole or not isinstance(budget, int) or self.config.scenario.validation is None:
             return self.config.memory.size(classes)
         return budget * classes // len(self.data.class_names)
 
