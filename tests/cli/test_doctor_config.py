@@ -61,6 +61,9 @@ def test_the_offline_default_can_run(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["doctor", "--config", "default", "device=cpu"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == 'The config default can run: use "everclip train default device=cpu".'
+    code, rows = examined(capsys, "--config", "default", "device=cpu", "cache.trunk=on")
+    assert (code, rows["time"]["state"]) == (1, "fail")
+    assert "but tune=full trains all of it: use tune=top:K" in rows["time"]["text"]
 
 
 def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,8 @@ from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.view import Follow, View
 from everclip.system.progress import duration
+from everclip.training import pace
+from everclip.training.plan import Plan
 from tests.running import run
 
 SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "device=cpu"]
@@ -472,6 +474,17 @@ def test_searches_score_on_the_share_that_is_given_and_runs_train_on_all(
     assert not same.searches
     with pytest.raises(UserError, match=r"scenario\.validation"):
         Session.of([*words[:-3], "scenario.validation=2"], ["lr=1e-5,1e-4"])
+
+
+def test_the_frozen_part_is_paid_once_for_runs_that_share_it(tmp_path: Path, tokens: list[str]) -> None:
+    words = [*tokens, "method=gcl", "tune=top:1", "cache.views=4", "seed=0,1,2", f"out={tmp_path / 's'}"]
+    own, shared = (Session.of([*words, f"cache.shared={word}"]) for word in ("false", "true"))
+    found = pace.of_plan(Plan.of(shared.jobs[0].config))
+    assert found is not None
+    assert found.shared > 0
+    apart, together = own.seconds_left(), shared.seconds_left()
+    assert apart == pytest.approx(3 * found.seconds)
+    assert together == pytest.approx(3 * found.seconds - 2 * found.shared)
 
 
 def test_a_search_within_trials_is_found_again_and_used(

@@ -127,7 +127,7 @@ def test_a_validation_plan_has_as_many_exemplars_per_class(tokens: list[str]) ->
         Plan.of(resolve(load_config([*tokens, *more]))) for more in ([], ["scenario.validation=0.5"])
     )
     # 12 exemplars for six classes are two a class, and so are 8 for the four that tuning sees
-    assert (whole.budget(), part.budget()) == (12, 8)
+    assert (whole.budget(), part.budget(), part.sizes().budget) == (12, 8, 8)
     assert (
         Plan.of(resolve(load_config([*tokens[:-1], "method=joint", "scenario.validation=0.5"]))).budget() == 0
     )

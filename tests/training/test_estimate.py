@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,21 +139,60 @@ def test_memory_grows_with_the_batch_and_with_frozen_copies() -> None:
 def test_what_is_frozen_and_kept_is_not_counted() -> None:
     model = costs("ViT-B-32:openai")
     assert model is not None
-    work = Work(trained=100, trained_prompts=30)
+    work = Work(trained=100, forward=40, trained_prompts=30, once=20)
     image, text = 100 * model.image_flops, 30 * model.text_flops
+    tested, once = 40 * model.image_flops, 20 * model.image_flops
     counts = {
-        "": 3 * image + 3 * text,
-        "tune=lora:4": 2 * image + 2 * text,
-        "tune=image": 3 * image,
-        "tune=text": image + 3 * text,
-        "tune=text train.augment=none": 1 / 5 * image + 3 * text,
-        "tune=top:3": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
-        "tune=top:3 cache.views=4": (1 / 4 * 3 + 3 / 4 * 4 / 5) * image + 1 / 4 * 3 * text,
-        "tune=top:3 cache.views=4 cache.trunk=off": (1 / 4 * 3 + 3 / 4) * image + 1 / 4 * 3 * text,
+        "": 3 * image + tested + 3 * text,
+        "tune=lora:4": 2 * image + tested + 2 * text,
+        "tune=image": 3 * image + tested,
+        "tune=text": image + tested + 3 * text,
+        "tune=text train.augment=none": once + 3 * text,
+        "tune=top:3": (1 / 4 * 3 + 3 / 4) * image + tested + 1 / 4 * 3 * text,
+        "tune=top:3 cache.views=4": 1 / 4 * 3 * image + 1 / 4 * tested + 3 / 4 * once + 1 / 4 * 3 * text,
+        "tune=top:3 cache.views=4 cache.trunk=off": (1 / 4 * 3 + 3 / 4) * image + tested + 1 / 4 * 3 * text,
     }
     for words, operations in counts.items():
         found = work.operations(model, resolve(load_config(["model=ViT-B-32:openai", *words.split()])))
         assert found == pytest.approx(operations), words
+
+
+@pytest.mark.parametrize(
+    ("words", "pictures"),
+    [
+        # 30 test images and 120 to learn; both mirror images; two views, as there are two epochs
+        ("method=slda", 30 + 120),
+        ("method=multilayer_lda", 2 * 30 + 2 * 120),
+        ("method=finetune tune=top:1 cache.views=4", 30 + 2 * 120),
+        ("method=icarl tune=top:1 cache.views=4", 30 + 2 * 120 + 120),
+        ("method=icarl tune=top:1 train.augment=none", 30 + 120),
+    ],
+)
+def test_a_frozen_part_that_is_kept_sees_each_picture_once(words: str, pictures: float) -> None:
+    assert estimate.work(config("memory.budget=12", *words.split()), THREE).once == pictures
+
+
+@pytest.mark.parametrize(
+    ("budget", "trained"),
+    [
+        (0, 2 * 40),
+        (12, 2 * (40 + 52)),  # six of each of two classes, then three of each of four, where it needs five
+        (20, 2 * (40 + 60 + 60)),
+    ],
+)
+def test_adapt_trains_the_first_task_and_goes_on_with_enough_exemplars(budget: int, trained: float) -> None:
+    found = estimate.work(
+        config("method=multilayer_lda", "method.adapt=finetune", f"memory.budget={budget}"), THREE
+    )
+    assert (found.trained, found.memory) == (trained, budget)
+    assert found.forward == 30 + 4 * 120 + 4 * (20 + 30 + 30), "two towers, both mirror images"
+    assert found.trained_prompts > 0
+    assert estimate.work(config("method=ridge", "method.adapt=clip"), THREE).trained == 2 * 40
+
+
+def test_a_plan_says_how_many_exemplars_tuning_keeps() -> None:
+    found = estimate.work(config("method=gcl", "memory.budget=12"), replace(THREE, budget=8))
+    assert (found.trained, found.memory) == (2 * (40 + 48 + 48), 8)
 
 
 def test_memory_of_a_part_that_trains() -> None:

@@ -208,7 +208,10 @@ def hours(config: Config, model: Costs, sizes: Sizes, device: str) -> Finding:
         reason = str(error).splitlines()[0]
         return Finding("time", "fail", f"{device} cannot compute ({reason})", "use device=cpu")
     share = pace.share(model, device)
-    operations = pace.work(config, sizes).operations(model, config)
+    try:
+        operations = pace.work(config, sizes).operations(model, config)
+    except UserError as error:  # such as nothing to keep where cache.trunk=on
+        return Finding("time", "fail", str(error))
     seconds = pace.seconds(config, sizes, model, pace.assumed(model, rate * share))
     text = (
         f"{estimate.duration(seconds)}: {estimate.amount(operations)} at {share:.0%} of the"

@@ -100,6 +100,9 @@ class MultilayerLda(Layers):
         self.twin: Layers | None = None
         if config.adapt != "none" and config.twin:
             self.twin = Layers(config.model_copy(update={"adapt": "none"}), prompts)
+            self.passes = self.passes._replace(
+                after=(0.0, 4.0), read=lambda stage: 4.0, saved=lambda stage: 1.0
+            )
             self.follows = config.follow_from
             self.can(uses_memory=config.follow_from is not None, fewest=config.follow_from or 1)
 

@@ -25,6 +25,7 @@ from everclip.sweep.slots import Environment
 from everclip.sweep.view import View
 from everclip.system.signals import Stop, Stopped
 from everclip.training import pace
+from everclip.training.activation_cache import blocks_above
 from everclip.training.plan import Plan
 
 Json = dict[str, Any]
@@ -114,13 +115,16 @@ class Session:
             scored = _validated(search.cells[0].config, search.share or tuning.SHARE)
             configs.append((scored, search.trials))
         total = 0.0
+        shared: dict[str, float] = {}  # paid once by all runs that keep the same activations
         for config, runs in configs:
-            data = self.plans[check.setting(_validated(config, None))].data
-            found = pace.of_plan(Plan.of(config, data))
+            plan = Plan.of(config, self.plans[check.setting(_validated(config, None))].data)
+            found = pace.of_plan(plan)
             if found is None:
                 return None
-            total += runs * found.seconds
-        return total
+            total += runs * (found.seconds - found.shared)
+            same = repr([check.setting(config), config.image_size, blocks_above(config, plan.method)])
+            shared[same] = max(found.shared, shared.get(same, 0.0))
+        return total + sum(shared.values())
 
     def retry(self) -> None:
         """Forget which runs and searches have failed."""

@@ -27,6 +27,7 @@ class Sizes:
         seen: classes seen after each task.
         templates: prompts of a class.
         captions: of the test images of each task, of data with captions; such data have no classes to encode.
+        budget: exemplars that a plan keeps; None: as the config says.
     """
 
     train: tuple[int, ...]
@@ -34,6 +35,7 @@ class Sizes:
     seen: tuple[int, ...]
     templates: int = 1
     captions: tuple[int, ...] = ()
+    budget: int | Literal["all"] | None = None
 
     def merged(self) -> Sizes:
         """Return all tasks as one."""
@@ -55,6 +57,7 @@ class Work:
 
     Args:
         memory: largest number of exemplars.
+        once: pictures that pass through the image tower's frozen part, where what it gives is kept.
     """
 
     trained: float = 0.0
@@ -63,6 +66,7 @@ class Work:
     prompts: float = 0.0
     steps: int = 0
     memory: int = 0
+    once: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -72,17 +76,30 @@ class Work:
             self.prompts + other.prompts,
             self.steps + other.steps,
             max(self.memory, other.memory),
+            self.once + other.once,
         )
 
     def passes(self, costs: Costs, config: Config | None = None) -> tuple[float, float]:
         """Return forward passes of the image tower, and of the text tower, that all of it counts as.
 
         Args:
-            config: what of the towers trains, and what is kept of the rest; default: all of it. That images without
-                gradient count as whole passes stands for computing once what is kept.
+            config: what of the towers trains, and what is kept of the rest; default: all of it.
         """
-        image, text = (3.0, 3.0) if config is None else _factors(config, costs)
-        return image * self.trained + self.forward, text * self.trained_prompts + self.prompts
+        if config is None:
+            return 3.0 * self.trained + self.forward, 3.0 * self.trained_prompts + self.prompts
+        tuning, above = tuning_of(config.tune, config.tuning.options), _above(config, costs)
+        image, text = tuning.fractions(costs)
+        if above is None:  # a frozen part below the trained one costs one pass each time
+            rest = (1 - image) * self.trained + self.forward
+        else:
+            rest = above * self.forward + self.frozen(costs, config)
+        whole = tuning.passes  # a text tower that is frozen gives the same each time
+        return image * whole * self.trained + rest, text * whole * self.trained_prompts + self.prompts
+
+    def frozen(self, costs: Costs, config: Config) -> float:
+        """Return those of the image tower's ``passes`` that make what is kept of its frozen part."""
+        above = _above(config, costs)
+        return 0.0 if above is None else (1 - above) * self.once
 
     def operations(self, costs: Costs, config: Config | None = None) -> float:
         """Return operations in all; ``config`` as for ``passes``."""
@@ -90,26 +107,22 @@ class Work:
         return costs.image_flops * images + costs.text_flops * prompts
 
 
-def _factors(config: Config, costs: Costs) -> tuple[float, float]:
-    """Return forward passes that training on an image, and on a prompt, counts as.
+def _above(config: Config, costs: Costs) -> float | None:
+    """Return the fraction of the image tower above what is kept of it; None where nothing is kept. Imports torch."""
+    from everclip import methods
+    from everclip.training.activation_cache import blocks_above
 
-    A frozen part below the trained one costs one pass; where what it gives is kept, one for each view of an image in
-    place of one for each epoch. A text tower that is frozen gives the same each time.
-    """
-    tuning = tuning_of(config.tune, config.tuning.options)
-    whole, (image, text) = tuning.passes, tuning.fractions(costs)
-    views, epochs = config.cache.views, config.train.epochs or 1
-    plain = config.train.augment == "none" or views > 1
-    kept = plain and config.cache.trunk != "off" and not config.train.patch_dropout
-    return image * whole + (1 - image) * (min(views, epochs) / epochs if kept else 1.0), text * whole
+    blocks = blocks_above(config, methods.method_of(config))
+    return None if blocks is None else min(1.0, blocks / costs.blocks[0])
 
 
 def _passes(config: Config) -> tuple[Passes, dict[str, Any]]:
     """Return what the config's method asks of the towers, and its options. Imports torch."""
-    from everclip.methods.base.registry import method_class
+    from everclip import methods
 
     name, options = inner(config)
-    return method_class(name).passes, options
+    method = type(config.method)(name=name, **options)
+    return methods.method_of(config.model_copy(update={"method": method})).passes, options
 
 
 def counted(config: Config) -> bool:
@@ -146,7 +159,10 @@ def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
 
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what a resolved config computes on tasks of these sizes. Raises UserError where its method is wrong."""
-    total = Work(forward=sum(sizes.test), prompts=sizes.tested(len(sizes.seen)))  # the pretrained model
+    images, read = sum(sizes.test), _passes(config)[0].read(0)
+    total = Work(
+        forward=images, prompts=sizes.tested(len(sizes.seen)), once=images * read
+    )  # the pretrained model
     for learned, tested in stages(config, sizes):
         total += learned + tested
     return total
@@ -154,18 +170,25 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
     """Count what learning, and testing after it, computes for each task; raises as ``work`` does."""
+    from everclip.methods.base.registry import method_class
+
     asked, at_once = exemplars(config)
+    asked = asked if sizes.budget is None else sizes.budget
     sizes = sizes.merged() if at_once else sizes
     passes, options = _passes(config)
+    adapt, follows = options.get("adapt", "none"), options.get("follow_from")
     every = scenarios.build(config.scenario).task_id is not None
     found: list[tuple[Work, Work]] = []
     count, before = len(sizes.train), 0
     for stage in range(count):
         known = sizes.seen[stage - 1] if stage else 0
-        budget = asked if asked in (0, "all") else config.memory.size(known)
-        kept = before if budget == "all" else min(before, budget // max(1, known) * known)
+        each = 0 if asked == "all" else asked if config.memory.per_class else asked // max(1, known)
+        kept = before if asked == "all" else min(before, each * known)
         counts = sizes.train[stage], kept, sizes.texts(stage, config.train.batch_size)
         learned = _training(config, passes, options, stage, counts)
+        if adapt != "none" and (not stage or (follows and kept >= follows * known)):
+            lent = method_class(adapt).passes, options.get("adapt_options", {})
+            learned += _training(config, *lent, stage, counts)
         before += sizes.train[stage]
         ahead = count if every else min(stage + 1 + config.evaluate.ahead, count)
         tested = sum(sizes.test[:ahead])
@@ -194,7 +217,8 @@ def _training(
     new, kept, seen = counts
     train = config.train
     with_gradient, without = passes.towers(stage)
-    after = Work(trained=new * passes.after[0], forward=new * passes.after[1], memory=kept)
+    plain = sum(passes.after)
+    after = Work(trained=new * passes.after[0], forward=new * passes.after[1], memory=kept, once=new * plain)
     if not with_gradient:
         return after
     steps = train.steps or (train.epochs or 1) * math.ceil((new + kept) / train.batch_size)
@@ -206,7 +230,9 @@ def _training(
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     passes_of_probe = options.get("probe_epochs", 0)
     probe = (passes_of_probe if isinstance(passes_of_probe, int) else 1) * (new + kept)
-    return after + Work(images * with_gradient, images * without + probe, prompts, 0, steps, kept)
+    views = min(config.cache.views, passes.views * images / (new + kept))
+    once = new * views if config.cache.views > 1 or not plain else 0  # the one view is the plain picture
+    return after + Work(images * with_gradient, images * without + probe, prompts, 0, steps, kept, once)
 
 
 def published(config: Config) -> Sizes | None:

@@ -37,11 +37,18 @@ class Pace(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Time and disk space of a run. ``measured``: whether its model was timed; else its operations were counted."""
+    """Time and disk space of a run.
+
+    Args:
+        measured: whether its model was timed; else its operations were counted.
+        shared: seconds that one of several runs on the same images takes for all: with ``cache.shared``, those of the
+            frozen part.
+    """
 
     seconds: float
     disk: float
     measured: bool
+    shared: float
 
     def words(self) -> str:
         """Return the estimate on one line."""
@@ -125,7 +132,8 @@ def of_plan(plan: Plan) -> Estimate | None:
     else:
         pace = assumed(model, products(device, config.train.precision) * share(model, device))
     disk = estimate.disk_bytes(config, model, len(sizes.train))
-    return Estimate(seconds(config, sizes, model, pace), disk, here)
+    shared = work(config, sizes).frozen(model, config) * pace.image if config.cache.shared else 0.0
+    return Estimate(seconds(config, sizes, model, pace), disk, here, shared)
 
 
 @functools.cache

@@ -92,6 +92,7 @@ class Plan:
             tuple(len(seen(self.tasks[: task.index + 1])) for task in self.tasks),
             len(self.prompts.templates),
             self._captions(),
+            None if self.config.memory.per_class else self.budget(),
         )
 
     def _captions(self) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ def wanted(config: Config, sizes: Sizes) -> bool:
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what measuring the frozen features computes."""
     again = sum(sizes.test) if config.center else 0  # else their features are those of zero-shot
-    return Work(forward=sum(sizes.train) + again) if wanted(config, sizes) else Work()
+    plain = sum(sizes.train) if config.cache.views > 1 else 0  # else training keeps the same
+    return Work(forward=sum(sizes.train) + again, once=plain) if wanted(config, sizes) else Work()
 
 
 def words(config: Config, sizes: Sizes) -> str:

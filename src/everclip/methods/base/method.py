@@ -110,7 +110,7 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    passes: ClassVar[Passes] = Passes()
+    passes: Passes = Passes()
     """What the method asks of the towers, for estimates of time and memory."""
     capabilities: Capabilities = Capabilities()
     """What the engine has to know of it; ``can`` changes it for an instance whose options decide."""
