@@ -57,6 +57,7 @@ ROWS = {
     "ewc": "EWC's strength of 1,000 had no effect; now the best of 1e3 to 1e7 on the first two tasks",
     "foster": "FOSTER weighed classes without an image as if they had one; now all classes alike",
     "probes": "Linear probes learned for five epochs; now to convergence",
+    "second": "New rows were scaled to the length of the old ones; now the head is learned anew on kept features",
     "joint": "Joint training took as many epochs as each task of the others; now more",
     "steps": "At a fixed number of steps new images count less as the memory grows; now epochs are fixed",
     "weights": "GDRO's weights at a small memory, by all images of a class or by those of the batch",
@@ -73,7 +74,10 @@ def cases() -> Iterator[Case]:
         for level in (0, 1):
             yield Case("absent", method, level, (*fixed, f"{option}=seen"), (*fixed, f"{option}=present"))
     for method in ("der_expand", "memo", "foster", "icarl"):
-        yield Case("heads", method, 1, ("method.head_init=kaiming", "train.lr_head=1e-4"), ())
+        fixed = ("method.balance=align",) if method in ("der_expand", "memo") else ()  # the default then
+        yield Case("heads", method, 1, ("method.head_init=kaiming", "train.lr_head=1e-4", *fixed), fixed)
+    for method in ("der_expand", "memo"):
+        yield Case("second", method, 1, ("method.balance=align",), ())
     for method in ("foster", "finetune", "gdro"):
         yield Case("rates", method, 1, (), ("train.lr=3e-4", "train.lr_text=6e-5"))
     for classes in ("seen", "present"):

@@ -50,9 +50,10 @@ COMPARED = {"GDRO - GCL": ("gdro", "gcl"), "GCL - best other": ("gcl", ""), "GDR
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any; those without exemplars and ours have folders of their own."""
+    """The finished runs of each set that has any; those without exemplars, joint and ours have folders of their own."""
+    parts = ("-0", "", "-joint", "-ours")
     found = {
-        name: [run for part in (f"{name}-0", name, f"{name}-ours") for run in read(kept / "runs" / part)]
+        name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
         for name, _, _ in PANELS
     }
     return {name: runs for name, runs in found.items() if runs}

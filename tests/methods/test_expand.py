@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
 
 from everclip.data.loader import Phase
 from everclip.methods.shared.expand import auxiliary_target
 from everclip.methods.shared.head import Head, first_rows
+from everclip.methods.shared.probe import converged
 from everclip.models import zoo
 from tests.methods.stages import Course, batch, count, rows, same, state
 
@@ -94,8 +96,7 @@ def test_older_extractors_have_no_gradient_and_do_not_change(name: str, model: s
         assert all(value.grad is None and not value.requires_grad for value in method.older.parameters())
     assert same(state(method.older), copied)
     assert not same(state(clip.model.visual), finished)
-    method.end_task(clip, task, [], [])
-    lesson.seen += task.classes
+    lesson.leave(task)
     lesson.learn(2)
     assert same({k: v for k, v in state(method.older).items() if k.startswith("0.")}, copied)
 
@@ -188,7 +189,7 @@ def test_rows_are_aligned_after_a_task(name: str, toy: str, photos: str) -> None
 
 
 def test_retraining_starts_the_head_anew_and_trains_it_alone(toy: str, photos: str) -> None:
-    lesson = course("der_expand method.balance=retrain method.retrain_epochs=2", toy, photos)
+    lesson = course("der_expand method.retrain_penalty=none method.retrain_epochs=2", toy, photos)
     method, clip = lesson.method, lesson.clip
     assert [phase.name for phase in method.phases(lesson.enter(0))] == ["train"]
     lesson.phase(lesson.plan.tasks[0], Phase())
@@ -215,8 +216,36 @@ def test_retraining_starts_the_head_anew_and_trains_it_alone(toy: str, photos: s
 
 
 @BOTH
+def test_a_head_is_learned_anew_on_the_features_of_each_image(name: str, toy: str, photos: str) -> None:
+    """Few steps from 0 would leave it there; nothing else of the model is touched."""
+    lesson = course(name, toy, photos).learn(0)
+    method, clip, task = lesson.method, lesson.clip, lesson.enter(1)
+    (only,) = method.phases(task)
+    lesson.phase(task, only)
+    on, tower, aux = lesson.sample(task), state(clip.model.visual), state(method.aux)
+    with torch.no_grad():
+        features = torch.cat(method.extract(clip, on.images), 1)
+    kept = ~torch.isin(
+        on.ids, torch.from_numpy(task.train.ids)
+    )  # exemplars among the task's own images count once
+    features, labels = torch.cat([features, features[kept]]), torch.cat([on.labels, on.labels[kept]])
+    lesson.leave(task)
+    assert same(state(clip.model.visual), tower)
+    assert same(state(method.aux), aux)
+    weight, bias = converged(features, method.head.columns(labels), torch.zeros(4, 32), torch.zeros(4), 10.0)
+    scale = clip.logit_scale.exp()
+    assert_close(method.head.weight * scale, weight, rtol=1e-4, atol=1e-4)
+    assert_close(method.head.bias, bias, rtol=1e-4, atol=1e-4)
+    lesson.enter(2, memory=False)  # a class seen has no image now
+    lesson.phase(lesson.plan.tasks[2], only)
+    head = state(method.head)
+    lesson.leave(lesson.plan.tasks[2], memory=False)
+    assert same(state(method.head), head)
+
+
+@BOTH
 def test_no_head_is_trained_anew_without_exemplars(name: str, toy: str, photos: str) -> None:
-    lesson = course(f"{name} method.balance=retrain", toy, photos).learn(0)
+    lesson = course(f"{name} method.retrain_penalty=none", toy, photos).learn(0)
     assert len(lesson.method.phases(lesson.enter(1, memory=False))) == 1
     lesson.leave(lesson.plan.tasks[1])
     assert len(lesson.method.phases(lesson.enter(2))) == 2
@@ -249,7 +278,8 @@ def test_zero_shot_auxiliary_rows(toy: str, photos: str) -> None:
 
 @BOTH
 def test_a_domain_brings_an_extractor_and_no_row(name: str, toy: str, domains: str) -> None:
-    lesson = course(name, toy, domains, "scenario.kind=domain-incremental").learn(0)
+    words = ("scenario.kind=domain-incremental", "method.balance=align")
+    lesson = course(name, toy, domains, *words).learn(0)
     method = lesson.method
     before = list(method.head.labels)
     task = lesson.enter(1)

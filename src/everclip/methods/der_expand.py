@@ -4,20 +4,22 @@
     loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V f_t + c, y' )        the second from task 2 on
 
 W has a row for each class seen: old rows keep their columns and get new ones for f_t. The auxiliary head reads the
-newest features alone; y' is 0 for any old class and 1, 2, ... for the new ones. After a task new rows are scaled to the
-mean length of the old ones (``balance=align``, PyCIL), or the head is trained anew on class-balanced batches with
-scores divided by 5 (``retrain``, the authors' code). Exemplars are chosen by herding.
+newest features alone; y' is 0 for any old class and 1, 2, ... for the new ones. After a task the head is learned anew,
+classes counting alike (``balance=retrain``, the paper's second stage), or new rows are scaled to the mean length of the
+old ones (``align``, PyCIL). Exemplars are chosen by herding.
 
-Ours: each f_t is unit length and multiplied by the model's logit scale; class-balanced batches stand for a
-class-balanced subset, and no head is trained anew while a class seen has no image. The paper's channel masks and
-pruning are left out, as in the authors' public run. Where domains come instead of classes, each has a tower;
-no class is new then, so y' is the class itself and no row is aligned.
+Ours: each f_t is unit length and multiplied by the model's logit scale. The second stage is learned on the features of
+each image until its loss stops falling: the authors' 30 epochs are hundreds of steps, but a few epochs of few images
+end near its start at 0. With ``retrain_penalty=none`` it takes steps on class-balanced batches with scores divided by
+5, as the authors' code does. No head is learned anew while a class seen has no image. The paper's channel masks and
+pruning are left out, as in the authors' public run. Where domains come instead of classes, each has a tower; no class
+is new then, so y' is the class itself and no row is aligned.
 
 The parameters grow by a whole tower with each task: see memo for less.
 
     Parameters  an image tower per task after the first; a head on the features of all; an auxiliary head
     State       those towers and heads
-    Passes      1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each per epoch
+    Passes      1 of each task's image tower, the newest with gradient; balance=retrain adds 1 of each
     Exemplars   trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/2103.16788
@@ -41,7 +43,11 @@ class DerExpand(Expand):
     """One whole tower per task."""
 
     class Config(ExpandConfig):
-        search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
+        search: ClassVar = {
+            "retrain_penalty": (1.0, 10.0),
+            "balance": ("retrain", "align", "none"),
+            "aux_weight": (0.0, 0.3, 1.0),
+        }
 
     config: Config
     passes = Passes(

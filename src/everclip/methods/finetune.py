@@ -19,8 +19,6 @@ Paper: https://arxiv.org/abs/2212.00638
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from everclip.methods.base.cost import Passes
 from everclip.methods.shared.classify import Classify, HeadConfig, LabelsConfig
 
@@ -29,7 +27,7 @@ class Finetune(Classify):
     """Cross-entropy over class embeddings or a linear head."""
 
     class Config(LabelsConfig, HeadConfig):
-        search: ClassVar = {"label_smoothing": (0.0, 0.1)}
+        """Label smoothing is not searched, as EWC, DER, MEMO and iCaRL have none to search."""
 
     config: Config
     passes = Passes(text="seen")

@@ -45,11 +45,13 @@ class Foster(Method):
     """Boosting, then compression."""
 
     class Config(MethodConfig):
-        search: ClassVar = {"beta_boost": (0.0, 0.9, 0.96), "beta_compress": (0.0, 0.9, 0.97)}
+        search: ClassVar = {"beta_boost": (0.0, 0.5, 0.9, 0.96)}
 
         boost: bool = Field(default=True, description="train the second tower; if not, only its heads")
         beta_boost: float = Field(default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal")
-        beta_compress: float = Field(default=0.97, ge=0, lt=1, description="beta of the weights w'; 0: equal")
+        beta_compress: float | None = Field(
+            default=None, ge=0, lt=1, description="beta of the weights w'; none: beta_boost"
+        )
         absent: Literal["alike", "rare"] = Field(
             default="alike",
             description="weights if a seen class has no image: all equal (alike), or as if it had one (rare)",
@@ -102,7 +104,8 @@ class Foster(Method):
         counts = torch.tensor([int(np.sum(train.labels == label)) for label in self.head.labels])
         # One class without an image would have nearly all of the weight, and those with images none.
         alike = self.config.absent == "alike" and not counts.all()
-        betas = (0.0, 0.0) if alike else (self.config.beta_boost, self.config.beta_compress)
+        boost, compress = self.config.beta_boost, self.config.beta_compress
+        betas = (0.0, 0.0) if alike else (boost, boost if compress is None else compress)
         self._weights = tuple(effective_weights(counts, beta).to(clip.device) for beta in betas)
         if self._known:
             self._towers = (clip.copy_tower(),)

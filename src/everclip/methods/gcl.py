@@ -30,7 +30,7 @@ class Gcl(Contrastive):
     """GCL of the everclip paper, section 3.1."""
 
     class Config(ContrastiveConfig):
-        search: ClassVar = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8, 1.0)}
+        search: ClassVar = {"tau": (0.02, 0.05, 0.1), "gamma": (0.5, 0.8)}
 
     config: Config
 

@@ -49,12 +49,12 @@ class Gdro(Contrastive):
 
     class Config(GroupConfig, ContrastiveConfig):
         search: ClassVar = {
-            "tau": (0.02, 0.05, 0.1),
-            "strength": (0.03, 0.1, 0.3, 1.0),
-            "margin": (0.1, 0.3, 0.5),
+            "margin": (0.2, 0.3, 0.5),
+            "tau": (0.02, 0.05),
+            "strength": (0.03, 0.1, 0.3),
+            "omega": ("unbiased", "batch"),
             "weight_clip": (None, 2.0, 10.0),
             "sampling": ("uniform", "class_balanced"),
-            "omega": ("unbiased", "batch"),
         }
 
         negatives: Literal["instance", "other_class", "multi_positive"] = Field(

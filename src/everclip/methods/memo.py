@@ -12,7 +12,7 @@ happens with domains are those of der_expand.
 
     Parameters  last blocks for each task after the first; a head on the features of all; an auxiliary head
     State       those blocks and heads
-    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many per epoch
+    Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many
     Exemplars   trains on exemplars beside new images
 
 Paper: https://arxiv.org/abs/2205.13218
@@ -41,7 +41,12 @@ class Memo(Expand):
     """Last blocks for each task on shared ones."""
 
     class Config(ExpandConfig):
-        search: ClassVar = {"aux_weight": (0.0, 0.3, 1.0), "balance": ("align", "retrain", "none")}
+        search: ClassVar = {
+            "retrain_penalty": (1.0, 10.0),
+            "shared": ("frozen", "trained"),
+            "balance": ("retrain", "align", "none"),
+            "aux_weight": (0.0, 0.3, 1.0),
+        }
 
         blocks: int = Field(default=1, ge=1, description="last blocks (or stages) that each task owns")
         shared: Literal["frozen", "trained"] = Field(

@@ -57,8 +57,9 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
         constants[f"method.{name}"] = words if own in words else sorted([*words, own], key=_size)
     found = {key: constants[key] for key in (f"method.{name}" for name in method.search_first)}
     if method_of(config).capabilities.trains:
-        found |= _rates(config)
+        # The best rate depends on the length more than the length on the rate: longer runs need smaller ones.
         found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
+        found |= _rates(config)
     found |= constants
     return {key: values for key, values in found.items() if key not in fixed}
 
@@ -93,10 +94,7 @@ def _rates(config: Config) -> Grid:
         rates["train.lr_text"] = config.train.lr_text
     if has_head(config):
         rates["train.lr_head"] = config.train.lr_head
-    grid = {key: [f"{rate * factor:.3g}" for factor in FACTORS] for key, rate in rates.items() if rate}
-    if "train.lr_text" in grid and "train.lr" in grid:
-        grid["train.lr_text"].insert(0, "0")
-    return grid
+    return {key: [f"{rate * factor:.3g}" for factor in FACTORS] for key, rate in rates.items() if rate}
 
 
 def _length(config: Config) -> Grid:

@@ -18,6 +18,7 @@ from everclip.config import MethodConfig
 from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Capabilities, Clip, Images, Method, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
+from everclip.methods.shared.probe import features_once, relearn
 
 
 class ExpandConfig(MethodConfig):
@@ -28,22 +29,29 @@ class ExpandConfig(MethodConfig):
     )
     head_init: HeadInit = initial_rows()
     balance: Literal["align", "retrain", "none"] = Field(
-        default="align",
-        description="correction of the bias towards new classes after a task: scale their rows to the mean"
-        " length of the old ones; retrain the head on class-balanced batches, if all classes have images;"
-        " or nothing",
+        default="retrain",
+        description="correction of the bias towards new classes after a task: learn the head anew, classes"
+        " counting alike, if all have images (retrain); scale new rows to the mean length of the old ones"
+        " (align); or nothing",
+    )
+    retrain_penalty: float | None = Field(
+        default=10.0,
+        ge=0,
+        description="L2 penalty on the head's weights in balance=retrain, learned on the features of each image"
+        " until its loss stops falling; none: by steps through the towers, for retrain_epochs",
+        json_schema_extra={"before": None},
     )
     retrain_epochs: int | None = Field(
-        default=None, ge=1, description="epochs of balance=retrain; none: as in training"
+        default=None, ge=1, description="epochs with retrain_penalty=none; none: as in training"
     )
     few: Literal["again", "once"] = Field(
         default="again",
-        description="in balance=retrain, repeat a class with too few images for a batch (again) or not"
-        " (once)",
+        description="with retrain_penalty=none, repeat a class with too few images for a batch (again) or"
+        " not (once)",
         json_schema_extra={"before": "once"},
     )
     retrain_temperature: float = Field(
-        default=5.0, gt=0, description="divisor of the scores in balance=retrain"
+        default=5.0, gt=0, description="divisor of the scores with retrain_penalty=none"
     )
 
 
@@ -103,19 +111,25 @@ class Expand(Method):
         self._complete = set(self.head.labels) <= set(np.unique(train.labels).tolist())
 
     def phases(self, task: Task) -> list[Phase]:
-        if not self._known or self.options.balance != "retrain" or not self._complete:
+        if not self._anew() or self.options.retrain_penalty is not None:
             return [Phase()]
         sampler = "class_balanced" if self.options.few == "once" else "class_repeated"
         return [Phase(), Phase("retrain", self.options.retrain_epochs, sampler)]
 
+    def _anew(self) -> bool:
+        """Return whether this task ends with a head that is learned anew."""
+        return bool(self._known) and self.options.balance == "retrain" and self._complete
+
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Start the head anew where it is trained anew."""
         if phase.name == "retrain":
-            init, extractors = self.options.head_init, len(self.older) + 1
-            rows = first_rows(self.head.labels, clip, self.prompts, init, extractors)
-            with torch.no_grad():
-                self.head.weight.copy_(rows)
-                self.head.bias.zero_()
+            self._start_anew(clip)
+
+    @torch.no_grad()
+    def _start_anew(self, clip: Clip) -> None:
+        init, extractors = self.options.head_init, len(self.older) + 1
+        self.head.weight.copy_(first_rows(self.head.labels, clip, self.prompts, init, extractors))
+        self.head.bias.zero_()
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         yield from self.head.parameters()
@@ -141,9 +155,14 @@ class Expand(Method):
         return terms
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Give old and new rows the same mean length."""
+        """Give old and new rows the same mean length, or learn all of them anew."""
         if self.options.balance == "align":
             self.head.align(self._new)
+        elif self._anew() and self.options.retrain_penalty is not None:
+            self._start_anew(clip)
+            features, labels = features_once(partial(self._side_by_side, clip), task, new, memory)
+            scale = clip.logit_scale.exp().detach()
+            relearn(self.head, features, labels, scale, self.options.retrain_penalty)
 
     def _side_by_side(self, clip: Clip, images: Images) -> Float[Tensor, "b w"]:
         return torch.cat(self.extract(clip, images), 1)

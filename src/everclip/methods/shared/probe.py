@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everclip.data.images import ImageSet
-from everclip.methods.base.method import Batch, Clip, Method, MethodConfig, Phase, Prompts, Task
+from everclip.methods.base.method import Batch, Clip, Images, Method, MethodConfig, Phase, Prompts, Task
 from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns, first_rows, initial_rows
 
 PROBE = "probe"
@@ -121,30 +121,9 @@ class Probe(Method):
         """Learn the probe on kept features, unless it has had a phase."""
         if self.options.probe_epochs is not None or not self.probes:
             return
-        known = set(task.train.ids.tolist())
-        with torch.no_grad():
-            met = [self._kept(clip, batch, set()) for batch in new]
-            if self.probe_data == "mixed":
-                met += [self._kept(clip, batch, known) for batch in memory]
-        features, labels = (torch.cat(column) for column in zip(*met, strict=True))
-        there = set(labels.tolist())
-        wanted = [label for label in self.head.labels if label in there]
-        rows = self.head.columns(torch.tensor(wanted)).tolist()
-        scale = clip.logit_scale.exp().detach()
-        weight, bias = scale * self.head.weight.detach()[rows], self.head.bias.detach()[rows]
-        target, penalty = columns(wanted, labels), self.options.probe_penalty
-        weight, bias = converged(features, target, weight, bias, penalty)
-        with torch.no_grad():
-            self.head.weight[rows] = weight / scale
-            self.head.bias[rows] = bias
-
-    @staticmethod
-    def _kept(clip: Clip, batch: Batch, known: set[int]) -> tuple[Tensor, Tensor]:
-        """Return features and labels of images that are not ``known``."""
-        fresh = torch.tensor([sample not in known for sample in batch.ids.tolist()], dtype=torch.bool)
-        features = clip.encode_image(batch.images)
-        fresh = fresh.to(features.device)
-        return features[fresh], batch.labels.to(features.device)[fresh]
+        kept = memory if self.probe_data == "mixed" else ()
+        features, labels = features_once(clip.encode_image, task, new, kept)
+        relearn(self.head, features, labels, clip.logit_scale.exp().detach(), self.options.probe_penalty)
 
     @final
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
@@ -167,6 +146,38 @@ class Probe(Method):
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         return HeadClassifier(clip.encode_image, self.head, labels, clip.logit_scale.exp())
+
+
+@torch.no_grad()
+def features_once(
+    encode: Callable[[Images], Tensor], task: Task, new: Iterable[Batch], memory: Iterable[Batch]
+) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
+    """Return features and labels of a task's images and of exemplars, those of the task's own images once."""
+    known = torch.as_tensor(task.train.ids)
+    met: list[tuple[Tensor, Tensor]] = []
+    for batch in new:
+        features = encode(batch.images)
+        met.append((features, batch.labels.to(features.device)))
+    for batch in memory:
+        features = encode(batch.images)
+        fresh = ~torch.isin(batch.ids.cpu(), known).to(features.device)
+        met.append((features[fresh], batch.labels.to(features.device)[fresh]))
+    features, labels = (torch.cat(column) for column in zip(*met, strict=True))
+    return features, labels
+
+
+def relearn(
+    head: Head, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], scale: Tensor, penalty: float
+) -> None:
+    """Learn a head's rows of the classes that have images, from the values they have, until the loss stops falling."""
+    there = set(labels.tolist())
+    wanted = [label for label in head.labels if label in there]
+    rows = head.columns(torch.tensor(wanted)).tolist()
+    weight, bias = scale * head.weight.detach()[rows], head.bias.detach()[rows]
+    weight, bias = converged(features, columns(wanted, labels), weight, bias, penalty)
+    with torch.no_grad():
+        head.weight[rows] = weight / scale
+        head.bias[rows] = bias
 
 
 def converged(
