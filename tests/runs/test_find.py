@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from everclip.runs.find import State, counted, failure, find, not_begun, state
+from everclip.runs.find import State, counted, failure, find, last_error, not_begun, state
 from everclip.runs.read import RunData, read_run
 from tests.report.synthetic import write_run
 
@@ -89,7 +89,17 @@ def test_runs_of_a_sweep_that_have_not_begun(tmp_path: Path) -> None:
         ("gcl_s1 (method gcl, seed 1)", State("waiting", "waiting")),
         ("gcl_s2 (method gcl, seed 2)", State("failed", "failed immediately: no such model")),
     ]
-    assert failure(tmp_path / "gcl_s2") == "no such model"
+    log = tmp_path / "logs" / "gcl_s2.log"
+    assert failure(tmp_path / "gcl_s2") == last_error(log, 0) == "no such model"
+    with log.open("a") as file:
+        begun = file.tell()
+        file.write("warning: no space left\n")
+    assert last_error(log, begun) == failure(tmp_path / "gcl_s2") == "", "that was an earlier attempt's"
+    with log.open("a") as file:
+        file.write("error: the disk is full\nleft over by a library\n" + "\n" * 200_000)
+    assert last_error(log, begun) == "", "a huge log is not read"
+    log.write_text("error: the disk is full\nleft over by a library\n")
+    assert last_error(log, 0) == "the disk is full"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [3, {"run": ""}]}'])

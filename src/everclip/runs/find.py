@@ -124,14 +124,28 @@ def state(run: RunData) -> State:
 
 def failure(run: Path) -> str:
     """Return the error on the last line of a sweep's log of a run, if any."""
+    return last_error(run.parent / "logs" / f"{run.name}.log")
+
+
+def last_error(log: Path, start: int | None = None) -> str:
+    """Return the last error in a command's log; empty without any.
+
+    Args:
+        start: the bytes that earlier commands have written. None: unknown, so only the last line is read, as another
+            line may be of a later command.
+    """
     try:
-        with open_regular(run.parent / "logs" / f"{run.name}.log") as file:
-            file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        with open_regular(log) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start or 0, size - _TAIL))
             lines = file.read(_TAIL).decode("utf-8", errors="replace").split("\n")
     except (OSError, Unreadable):
         return ""
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return last.removeprefix("error: ") if last.startswith("error: ") else ""
+    lines = [line for line in lines if line.strip()]
+    told = (
+        line for line in reversed(lines if start is not None else lines[-1:]) if line.startswith("error: ")
+    )
+    return next(told, "").removeprefix("error: ")
 
 
 def _holder(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from everclip.runs.find import last_error
 from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
 
@@ -41,6 +42,7 @@ class Child:
         self.slot = slot
         self.started = time.monotonic()
         with work.log.open("ab") as output:
+            self._from = output.tell()  # what stands before is of earlier attempts
             # Its own session: Ctrl-C goes to the sweep alone, which then asks its children to stop.
             # -P: otherwise modules of the current folder would come before the installed ones.
             self.process = subprocess.Popen(
@@ -72,9 +74,7 @@ class Child:
         if code < 0:
             why = ", perhaps out of memory: try a smaller --jobs" if code == -signal.SIGKILL else ""
             return f"ended by {signal.Signals(-code).name}{why}"
-        lines = self.work.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.startswith("error: ")), None)
-        return last.removeprefix("error: ") if last else f"exit code {code}: see {self.work.log}"
+        return last_error(self.work.log, self._from) or f"exit code {code}: see {self.work.log}"
 
 
 class Watcher(ABC):
