@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -206,8 +205,8 @@ def settings_of(run: RunData) -> str:
     told += f" ({found.trials} trials)"
     if left := [short[key] for key, values in found.tried.items() if len(values) == 1]:
         told += f"; as by default: {', '.join(left)}"
-    edge = re.search(r"still at the edge of its grid: ([^)]+)", str(run.value("tuned_on")))
-    return f"{told}; at an edge: {edge[1].replace('method.', '').replace('train.', '')}" if edge else told
+    edges = ", ".join(short[key] for key in found.edges)
+    return f"{told}; at an edge: {edges}" if edges else told
 
 
 def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]], list[int]]:

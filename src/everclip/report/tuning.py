@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from everclip.compare.groups import Group, Setting
 from everclip.report.tables import Cell, Table, group_cells, table, words
 from everclip.runs.read import RunData
-from everclip.runs.tuned import searched
+from everclip.runs.tuned import meant, searched
 from everclip.runs.words import plain
-from everclip.system.text import number_in
 
 _COLUMNS = ("trials", "key", "grid: score in %", "chosen", "at an edge")
 
@@ -44,17 +42,8 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
     for key, scores in found.tried.items():
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
-        chosen = next((value for value in scores if _same(value, run.config.get(key))), "")
-        values, best = [*scores], chosen or plain(run.config.get(key))
-        edge = len(values) > 1 and chosen in (values[0], values[-1]) and number_in(chosen) not in (None, 0.0)
-        shown = (found.trials or "–", key, ", ".join(grid), best, "yes" if edge else "")
+        own = run.config.get(key)
+        best = meant(scores, own) or plain(own)
+        shown = (found.trials or "–", key, ", ".join(grid), best, "yes" if key in found.edges else "")
         rows.append([*name, *map(words, shown)])
     return rows
-
-
-def _same(word: str, value: object) -> bool:
-    """Return whether a word of the command line means this value of config.toml."""
-    number = number_in(word)
-    if number is not None and isinstance(value, int | float) and not isinstance(value, bool):
-        return math.isclose(number, value)
-    return word == plain(value)
