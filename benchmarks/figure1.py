@@ -132,12 +132,19 @@ def command(name: str, device: str, scratch: Path) -> list[str]:
     return ["sweep", file.name, *found.words, f"device={device}", f"out={SWEPT}/{name}", *trials]
 
 
+def changed(done: Path, there: Path) -> bool:
+    """Whether a file is to be copied: a search of more trials ends in the same folder, with another outcome."""
+    if not there.exists():
+        return True
+    return done.stat().st_mtime > there.stat().st_mtime and done.read_bytes() != there.read_bytes()
+
+
 def copy(source: Path, target: Path) -> int:
     """Copy what is kept of the finished runs and searches of one folder to another; returns how many are new."""
     new = 0
     for done in (*source.glob("*/results.json"), *source.glob("tune/*/tuned.toml")):
         there = target / done.parent.relative_to(source)
-        if not (there / done.name).exists():
+        if changed(done, there / done.name):
             there.mkdir(parents=True, exist_ok=True)
             for name in (name for name in FILES if name != done.name and (done.parent / name).exists()):
                 shutil.copyfile(done.parent / name, there / name)
