@@ -12,17 +12,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
 from everclip.cli.app import main
-from everclip.config import load_config
+from everclip.config import config_hash, load_config
 from everclip.errors import UserError
+from everclip.methods.base.registry import method_class
+from everclip.runs.run import Run
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
 from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session
+from everclip.sweep.tune import split, tune
 from everclip.sweep.view import Follow, View
 from everclip.system.progress import duration
 from everclip.training import pace
@@ -382,6 +386,11 @@ def test_a_killed_command_is_told_from_a_stopped_one(tmp_path: Path) -> None:
     child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
     pool.stop([child])
     assert child.error() is None
+    (tmp_path / "log").write_text("error: of an earlier attempt\n")
+    child = Child(Work("x", ["methods"], tmp_path, tmp_path / "log"), {})
+    pool.stop([child])
+    child.process.returncode = 3
+    assert child.error() == f"exit code 3: see {tmp_path / 'log'}"
 
 
 def test_a_run_is_followed_as_its_log_grows(tmp_path: Path) -> None:
@@ -421,8 +430,10 @@ def test_one_search_for_cells_that_differ_in_the_seed_alone(tmp_path: Path, toke
     with pytest.raises(UserError, match="rates cannot be combined"):
         Session.of(words, ["rates", "method.gcl.tau=0.1,0.2"])
     rates = Session.of(words, [searches.RATES]).searches[0]
-    assert rates.keys == ("train.lr", "train.lr_text")
-    assert rates.command()[1:-2] == [*rates.cells[0].words]
+    assert [*rates.grid] == ["train.lr", "train.lr_text"]
+    assert split(rates.command()[1:-1])[1] == rates.grid
+    heads = Session.of([*tokens, "method=gcl,icarl", "memory.budget=12"], ["lr_head=1e-3,1e-2"])
+    assert [search.cells[0].config.method.name for search in heads.searches] == ["icarl"]  # gcl has no head
 
 
 def test_every_method_and_memory_size_has_as_many_trials(
@@ -437,12 +448,15 @@ def test_every_method_and_memory_size_has_as_many_trials(
         "cassle",
         "slda",
     ]
-    assert {"train.lr", "train.lr_text", "train.epochs", "method.margin", "method.tau"} <= {*found[0].keys}
-    assert "method.strength" in found[2].keys
-    assert found[0].key != Session.of([*words, f"out={tmp_path / 's'}"], ["all"], trials=8).searches[0].key
+    assert {"train.lr", "train.lr_text", "train.epochs", "method.margin", "method.tau"} <= found[
+        0
+    ].grid.keys()
+    assert "method.strength" in found[2].grid
+    # more trials go on where these end
+    assert found[0].path == Session.of([*words, f"out={tmp_path / 's'}"], ["all"], trials=8).searches[0].path
     assert Session.of([*words, f"out={tmp_path / 's'}"], ["all"]).searches[0].most == trials.MOST
     fixed = Session.of([*words, "train.epochs=1", f"out={tmp_path / 's'}"], ["all"]).searches[0]
-    assert "train.epochs" not in fixed.keys
+    assert "train.epochs" not in fixed.grid
     with pytest.raises(UserError, match="all cannot be combined"):
         Session.of(words, ["all", "lr=1e-5,1e-4"])
     assert main(["sweep", *words, "--trials", "3"]) == 2
@@ -485,6 +499,95 @@ def test_the_frozen_part_is_paid_once_for_runs_that_share_it(tmp_path: Path, tok
     apart, together = own.seconds_left(), shared.seconds_left()
     assert apart == pytest.approx(3 * found.seconds)
     assert together == pytest.approx(3 * found.seconds - 2 * found.shared)
+
+
+def chosen(session: Session) -> Path:
+    """Carry out the one search of a session, on scores that follow from the settings; return its file."""
+    (search,) = session.tune
+
+    def score(run: Run) -> dict[str, Any]:
+        return {"last": int(config_hash(run.config), 16) / 16**16}
+
+    words = [word for word in search.command()[1:] if "=" in word and not word.startswith("out=")]
+    tune(words, search.path, score, print, search.most)
+    return search.path / "tuned.toml"
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        (["all"], 3),
+        (["all"], 40),
+        (["rates"], None),
+        (["rates"], 5),
+        (["lr=1e-4,3e-5", "method.carry_over=true,false"], None),
+        (["lr=1e-4,3e-5", "method.gcl.tau=0.02,0.05"], 3),
+    ],
+)
+def test_a_search_is_finished_only_with_what_it_would_try_and_choose(
+    tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch, asked: list[str], most: int | None
+) -> None:
+    words = [*tokens, "method=gcl", "memory.budget=12", f"out={tmp_path / 's'}"]
+
+    def finished(*more: str, trials: int | None = most) -> bool:
+        (search,) = Session.of([*words, *more], asked, look=False, trials=trials).tune
+        return search.finished
+
+    session = Session.of(words, asked, trials=most)
+    file = chosen(session)
+    session.refresh()
+    assert not session.searches
+    (job,) = session.jobs
+    assert job.config.tuned_on is not None
+    assert finished()
+    file.parent.rename(file.parent.with_name("of-before"))
+    assert finished(), "its name does not count"
+    file = file.parent.with_name("of-before") / "tuned.toml"
+    assert finished("scenario.validation=0.2"), "the default"
+    assert not finished("scenario.validation=0.3")
+    assert not finished("seed=1")
+    assert most is None or not finished(trials=most + 1)
+
+    text = file.read_text()
+    for damaged in (
+        text[: len(text) // 2],
+        re.sub(r"(?m)^lr = .*", "lr = 1.5e-4", text),
+        re.sub(r"(?m)^lr = .*\n", "", text),
+        re.sub(r"(?m)^tuned_on = .*", "", text),
+        re.sub(r"(?m)^weight_decay = .*", "weight_decay = 0.5", text),
+        "",
+    ):
+        file.write_text(damaged)
+        assert not finished(), damaged
+    file.write_text(text)
+    assert finished()
+    if "all" in asked:
+        monkeypatch.setattr(trials, "FACTORS", (0.5, 1.0, 2.0))
+        assert not finished()
+        monkeypatch.undo()
+        grids = method_class("gcl").Config
+        monkeypatch.setattr(grids, "search", {**grids.search, "margin": (0.1, 0.3)})
+        assert not finished()
+
+
+def test_a_search_that_has_begun_goes_on_in_its_folder(tmp_path: Path, tokens: list[str]) -> None:
+    words = [*tokens, "method=gcl", "memory.budget=4,12", f"out={tmp_path / 's'}"]
+    small, large = Session.of(words, ["all"], trials=4).tune
+    for search, other in ((small, "a"), (large, "b")):
+        place = tmp_path / "s" / "tune" / other / "of-before"
+        run(place, *search.cells[0].words, "train.lr=1e-4", f"scenario.validation={search.share}")
+    again = Session.of(words, ["all"], trials=8)
+    assert [search.path.name for search in again.tune] == ["a", "b"]
+    assert not any(search.finished for search in again.tune)
+    assert [search.left for search in again.tune] == [7, 7]
+    few = Session.of(words, ["all"], trials=1)
+    assert [search.left for search in few.tune] == [0, 0]
+    left, every = (found.seconds_left() for found in (few, Session.of(words, ["all"], trials=100)))
+    assert left is not None
+    assert every is not None
+    assert left < every
+    other = Session.of([*words, "scenario.validation=0.4"], ["all"], trials=8)
+    assert not {search.path.name for search in other.tune} & {"a", "b"}
 
 
 def test_a_search_within_trials_is_found_again_and_used(

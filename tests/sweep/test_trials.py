@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from everclip.config import load_config
-from everclip.errors import NonFinite, RunError
+from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
+from everclip.runs.tuned import beyond, searched
 from everclip.sweep import tune as tuning
-from everclip.sweep.trials import beyond, search, space, start
+from everclip.sweep.folder import busy
+from everclip.sweep.trials import outcome, rate_keys, search, space, start
 from everclip.system.progress import Progress
 from everclip.training.loop import train
 
@@ -27,14 +29,16 @@ def hill(values: dict[str, str]) -> float:
     return 0.9 - lr - abs(int(values["train.epochs"]) - 4) / 100 + 0.02 * (values["method.how"] == "b")
 
 
-def test_a_grid_grows_while_its_edge_wins() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_grid_grows_while_its_edge_wins(order: int) -> None:
     asked: list[dict[str, str]] = []
 
     def score(values: dict[str, str]) -> float:
         asked.append(values)
         return hill(values)
 
-    found = search(GRID, OWN, score, 40, lambda key, value: True)
+    grid = {key: values[::order] for key, values in GRID.items()}  # users write grids in any order
+    found = search(grid, OWN, score, 40, lambda key, value: True)
     assert found.values == {"train.lr": "0.00243", "train.epochs": "4", "method.how": "b"}
     assert list(found.tried["train.lr"])[-2:] == ["0.00243", "0.00729"]  # one beyond the winner, which lost
     assert found.tried["train.lr"]["0.00243"] == pytest.approx(0.92)
@@ -105,10 +109,73 @@ def test_what_is_not_better_does_not_win_and_what_is_not_finite_loses() -> None:
         (["gcv", "0.1"], "0.1", None),
         (["random", "herding"], "random", None),
         (["5"], "5", None),
+        (["1e-4", "3e-5"], "3e-5", "9e-06"),
+        (["1e-4", "0.0001", "3e-4"], "0.0001", "3.33e-05"),
     ],
 )
 def test_what_lies_beyond_an_edge(values: list[str], winner: str, further: str | None) -> None:
     assert beyond(values, winner) == further
+
+
+@pytest.mark.parametrize(
+    ("tried", "ran_out", "same"),
+    [
+        ({"train.lr": "1e-5 3e-5 9e-5", "train.epochs": "2 4", "method.how": "a b"}, False, True),
+        ({"train.lr": "0.00001 3e-5 9e-5", "train.epochs": "4 2", "method.how": "b a"}, False, True),
+        ({"train.epochs": "2 4", "train.lr": "1e-5 3e-5 9e-5", "method.how": "a b"}, False, False),
+        ({"train.lr": "1e-5 3e-5 9e-5", "train.epochs": "2 4"}, False, False),
+        ({"train.lr": "1e-5 3e-5", "train.epochs": "2 4", "method.how": "a b"}, False, False),
+        ({"train.lr": "1e-5 3e-5", "train.epochs": "4", "method.how": "a"}, True, True),
+        ({"train.lr": "3e-5 9e-5", "train.epochs": "4", "method.how": "a"}, True, False),
+        ({"train.lr": "1e-5 3e-5", "train.epochs": "2 4", "method.how": "a"}, True, False),
+        ({"train.lr": "1e-5 3e-5 9e-5", "train.epochs": "2 4", "method.how": "b"}, True, False),
+        ({"train.lr": "1e-5 3e-5 9e-5 0.00027 0.00081", "train.epochs": "1 2 4 8", "method.how": "a b"}, False, True),
+        ({"train.lr": "1e-5 3e-5 9e-5 0.00081", "train.epochs": "2 4", "method.how": "a b"}, False, False),
+        ({"train.lr": "1e-5 2e-5 3e-5 9e-5", "train.epochs": "2 4", "method.how": "a b"}, False, False),
+        ({"train.lr": "1e-5 3e-5 9e-5", "train.epochs": "2 4", "method.how": "a b c"}, False, False),
+    ],
+)  # fmt: skip
+def test_what_a_search_can_have_tried(tried: dict[str, str], ran_out: bool, same: bool) -> None:
+    grid = {"train.lr": ["1e-05", "3e-05", "9e-05"], "train.epochs": ["2", "4"], "method.how": ["a", "b"]}
+    own = {"train.lr": "3e-05", "train.epochs": "4", "method.how": "a"}
+    known = {key: dict.fromkeys(values.split()) for key, values in tried.items()}
+    assert outcome(known, grid, own, ran_out) == same
+
+
+def test_grids_that_do_not_grow_are_tried_in_turn() -> None:
+    asked: list[dict[str, str]] = []
+
+    def score(values: dict[str, str]) -> float:
+        asked.append(values)
+        return 0.5 + 0.1 * (values == {"train.lr": "9e-05"})
+
+    grid = {"train.lr": ["9e-05", "3e-05"], "method.how": ["b", "a"]}
+    found = search(grid, {}, score, 4, lambda key, value: False)
+    first = {"train.lr": "9e-05"}
+    assert asked == [first, {"train.lr": "3e-05"}, first | {"method.how": "b"}, first | {"method.how": "a"}]
+    assert found.values == first | {"method.how": "b"}  # though the config's own, 0.6, was better
+    assert outcome(found.tried, grid, {}, False)
+    assert not outcome(found.tried, grid | {"train.lr": ["9e-05"]}, {}, False)
+    assert not outcome(found.tried, grid | {"train.lr": ["9e-05", "3e-05", "1e-05"]}, {}, False)
+
+
+@pytest.mark.parametrize(
+    ("head", "edges"),
+    [
+        ("9 of 12 trials (still at the edge of its grid: train.lr, method.tau)", ["train.lr", "method.tau"]),
+        ("9 of 12 trials", []),  # epochs may not grow further
+        ("seed 0", ["train.epochs"]),
+    ],
+)
+def test_one_reading_of_an_edge(head: str, edges: list[str]) -> None:
+    text = f"x, tasks 1-2, 0.3 of their training images, memory 0, {head}"
+    found = searched(f"{text}; train.lr 0: 0.5, 1e-4: 0.4; train.epochs 2: 0.5, 5: -, 20: 0.6")
+    assert found is not None
+    assert (found.edges, found.share) == (edges, 0.3)
+    assert found.chose("train.epochs", 20)
+    assert found.chose("train.lr", 0.0)
+    assert not found.chose("train.lr", 1e-4)
+    assert not found.chose("train.lr", None)
 
 
 def resolved(*words: str) -> Any:
@@ -129,6 +196,12 @@ def test_what_there_is_to_tune() -> None:
     assert rates == ["train.lr_head"], "what leaves the towers as they are has no rate of theirs"
     assert "train.lr" not in space(resolved("method=icarl", "tune=head"))
     assert "train.lr_text" not in space(resolved("method=finetune", "method.head=linear"))
+    assert rate_keys(resolved("method=finetune", "method.head=linear")) == ["train.lr", "train.lr_head"]
+    assert rate_keys(resolved("method=ncm")) == []
+    online = space(resolved("method=gcl", "scenario.kind=online"))
+    assert "train.lr" in online
+    assert "train.epochs" not in online, "a stream that passes once"
+    assert "method.epochs" not in space(resolved("method=mg_clip", "scenario.kind=online"))
     assert "train.steps" in space(resolved("method=gcl", "train.steps=10"))
     assert not {"train.steps", "train.epochs"} & space(resolved("method=gcl"), ["train.epochs"]).keys()
     assert all(key.startswith("method.") for key in space(resolved("method=slda")))
@@ -146,10 +219,18 @@ def test_real_trials(tmp_path: Path, toy: str, photos: str) -> None:
 
     def once(run: Run) -> dict[str, Any]:
         begun.append(run.path)
+        assert busy(tmp_path), "a sweep waits for a search that another process works in"
+        with pytest.raises(UserError, match="in use by another search"):
+            tuning.tune(words, tmp_path, once, print, 5)
         return train(run, Progress())
 
+    tuning.tune(words, tmp_path, once, print, 3)
+    for trial in tmp_path.glob("*/"):
+        trial.rename(tmp_path / f"of-before-{trial.name}")
     choice = tuning.tune(words, tmp_path, once, print, 5)
-    assert len(begun) == 5
+    assert len(begun) == 5, "the three are known by their content"
+    assert not busy(tmp_path)
+    assert not [*tmp_path.glob("*/checkpoints")]
     assert choice.config.tuned_on is not None
     assert ", 5 of 5 trials" in choice.config.tuned_on
     assert resolved(str(tmp_path / "tuned.toml")).tuned_on == choice.config.tuned_on
@@ -159,7 +240,7 @@ def test_real_trials(tmp_path: Path, toy: str, photos: str) -> None:
     def fails(run: Run) -> dict[str, Any]:
         raise NonFinite("the loss is nan")
 
-    with pytest.raises(RunError, match="none of 3 trials trains"):
+    with pytest.raises(RunError, match=r"no value of .* trains"):
         tuning.tune(words, tmp_path / "not", fails, print, 3)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from everclip.cli.app import main
-from everclip.config import load_config
+from everclip.config import Config, load_config
 from everclip.data.images import FileStore, build
 from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
+from everclip.sweep import trials
 from everclip.sweep import tune as tuning
 from everclip.system.progress import Progress
 from everclip.training.loop import train
@@ -40,15 +41,25 @@ def test_only_what_decides_how_a_run_learns_is_searched() -> None:
             "train.lr=1e-4, 3e-4",
             "scenario.tasks=[3,3]",
             "method.tau=0.02,0.05",
+            "method.blocks=[1],[2,3]",  # as in a grid
+            "method.layers=[1,2]",
             "seed=1",
         ]
     )
-    assert search == {"train.lr": ["1e-4", "3e-4"], "method.tau": ["0.02", "0.05"]}
-    assert fixed == ["data=imagefolder:/a,b", "scenario.tasks=[3,3]", "seed=1"]
+    assert search == {
+        "train.lr": ["1e-4", "3e-4"],
+        "method.tau": ["0.02", "0.05"],
+        "method.blocks": ["[1]", "[2,3]"],
+    }
+    assert fixed == ["data=imagefolder:/a,b", "scenario.tasks=[3,3]", "method.layers=[1,2]", "seed=1"]
+
+
+def wide(config: Config) -> trials.Grid:
+    return trials.rates(config, wide=True)
 
 
 def test_the_search_where_none_is_given() -> None:
-    search = tuning.default_search(resolve(load_config(["train.lr=1e-5", "train.lr_text=2e-6"])))
+    search = wide(resolve(load_config(["train.lr=1e-5", "train.lr_text=2e-6"])))
     assert search == {
         "train.lr": ["1e-06", "3e-06", "1e-05", "3e-05"],
         "train.lr_text": ["0", "2e-07", "6e-07", "2e-06", "6e-06"],
@@ -68,8 +79,9 @@ def test_the_search_where_none_is_given() -> None:
     ],
 )
 def test_the_rate_of_a_head_is_searched(method: str, head: bool) -> None:
-    search = tuning.default_search(resolve(load_config(f"method={method}".split())))
+    search = wide(resolve(load_config(f"method={method}".split())))
     assert search.get("train.lr_head") == (["0.0003", "0.001", "0.003", "0.01"] if head else None)
+    assert ("train.lr_text" in search) == (not head), "with a head of its own none of these reads class names"
 
 
 def test_held_out_images_are_training_images_of_every_class_and_domain() -> None:
@@ -206,7 +218,7 @@ def test_a_rate_that_does_not_train_loses(tmp_path: Path, tokens: list[str]) -> 
     choice = tuning.tune([*tokens, "train.lr=1.0,1e-4"], tmp_path, fails, print)
     assert choice.tried["train.lr"]["1.0"] is None
     assert choice.values == {"train.lr": "1e-4"}
-    with pytest.raises(RunError, match=r"no value of train\.lr trains \(1\.0, 1e0\): try smaller ones"):
+    with pytest.raises(RunError, match=r"no value of train\.lr trains \(1\.0, 1e0\): try smaller rates"):
         tuning.tune([*tokens, "train.lr=1.0,1e0"], tmp_path, fails, print)
 
 

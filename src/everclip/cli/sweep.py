@@ -53,9 +53,8 @@ def sweep(
         print_: Print one command per missing run, for any scheduler.
         slurm: Submit the missing runs as SLURM jobs.
         slurm_set: A setting for these jobs, such as timeout_min=240 or slurm_partition=gpu.
-        drop_checkpoints: Remove the checkpoints of each run, and of the trials of each search, once it is finished, to
-            save disk. Results, compare and report still work; predict, evaluate, update, merge, export and --from need
-            the checkpoints.
+        drop_checkpoints: Remove the checkpoints of each run once it is finished, to save disk. Results, compare and
+            report still work; predict, evaluate, update, merge, export and --from need the checkpoints.
     """
     from everclip.sweep.session import Session
     from everclip.sweep.slots import cores, gpus, slots

@@ -2,6 +2,10 @@
 
 Cells that differ only in the seed share a search, at the first seed. A search is ``everclip tune``, which never
 reads the test set; its cells then train with its values and its ``tuned_on``.
+
+A search is known by its content, as runs are: what ``tuned.toml`` says that it tried and chose is what this search
+would try and choose. One that was begun under other rules, or whose file is damaged, is searched again in its folder,
+where the trials that it can use are not trained again.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from everclip import methods
-from everclip.config import load_config
+from everclip.config import Config, load_config
 from everclip.config.models import Train
 from everclip.config.sources import is_override, read_toml
 from everclip.config.values import flat
@@ -21,49 +26,77 @@ from everclip.runs.resolve import resolve
 from everclip.runs.tuned import searched
 from everclip.sweep import check, trials
 from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
-from everclip.sweep.trials import space
-from everclip.sweep.tune import SEARCHED, default_search
+from everclip.sweep.tune import SEARCHED
+from everclip.sweep.tune import SHARE as USUAL
 from everclip.system import trust
 from everclip.training.plan import Plan
 
 RATES = "rates"
-"""The keyword for the default search of ``everclip tune`` (``tune.default_search``)."""
+"""The keyword for the rates of what trains (``trials.rates``)."""
 ALL = "all"
 """The keyword for a search of everything tunable within a number of trials (``trials.space``)."""
 SHARE = "scenario.validation="
 """Beginning of the word for the fraction of the training images on which trials are scored."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Search:
     """A search and the cells that it is for."""
 
     name: str
     key: str
     words: tuple[str, ...]
-    keys: tuple[str, ...]  # the keys that it chooses values of
+    grid: trials.Grid  # the keys that it chooses values of, and the values that it begins with
     path: Path
     cells: tuple[Cell, ...]
-    trials: int  # the number of its runs
-    # the bound of ``everclip tune --trials``; None: every value is tried, key after key
-    most: int | None = None
-    # fraction of the training images on which trials are scored; None: ``tune.SHARE``
-    share: float | None = None
+    most: int | None  # the bound of ``everclip tune --trials``; None: every value is tried, key after key
+    share: float  # fraction of the training images on which trials are scored
+    finished: bool = False  # whether ``tuned.toml`` is its outcome, as ``look`` has found
 
     @property
-    def finished(self) -> bool:
-        """Whether it has chosen."""
-        return (self.path / "tuned.toml").is_file()
+    def left(self) -> int:
+        """The number of runs that it may still need."""
+        every = self.most or sum(map(len, self.grid.values()))
+        return max(0, every - len([*self.path.glob("*/results.json")]))
+
+    def look(self) -> None:
+        """Read its folder, to know whether it has chosen."""
+        found = _read(self.path / "tuned.toml")
+        self.finished = found is not None and self.made(*found)
+
+    def made(self, file: Path, config: Config) -> bool:
+        """Return whether a config file is the outcome of this search: its start, values, share, trials and choice."""
+        found = searched(config.tuned_on)
+        if found is None or [*found.tried] != [*self.grid] or found.share != self.share:
+            return False
+        made, _, most = found.trials.partition(" of ")
+        own = {} if self.most is None else trials.start(self.cells[0].config, self.grid)
+        values = _values(file)
+        return (
+            most == ("" if self.most is None else str(self.most))
+            and trials.outcome(found.tried, self.grid, own, ran_out=bool(most) and made == most)
+            and all(found.chose(key, values.get(key)) for key in self.grid)
+            and self.fits(file, config, "none")
+        )
+
+    def fits(self, file: Path, config: Config, share: str) -> bool:
+        """Return whether a config differs from the cell's in values of the search's keys alone, and has this share."""
+        try:
+            words = [*self.cells[0].words, f"{SHARE}{share}", *_words(file, self.grid)]
+            wanted = resolve(load_config(words))
+            return content_key(_plain(config)) == content_key(_plain(wanted))
+        except UserError:
+            return False
 
     def command(self) -> list[str]:
         """Return the words of the ``everclip`` command that begins or continues it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
-        held = [] if self.share is None else [f"{SHARE}{self.share}"]
-        return ["tune", *self.words, *held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
+        held = f"{SHARE}{self.share}"
+        return ["tune", *self.words, held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
         """Return the values found, as words of a config."""
-        return _words(self.path / "tuned.toml", (*self.keys, "tuned_on"))
+        return _words(self.path / "tuned.toml", (*self.grid, "tuned_on"))
 
 
 def searches(
@@ -78,7 +111,7 @@ def searches(
 
     Args:
         most: trials per search; None: one per value of the words, or ``trials.MOST`` for ``ALL``.
-        share: fraction of the training images on which trials are scored; None: ``tune.SHARE``.
+        share: fraction of the training images on which trials are scored; None: the config's, or ``tune.SHARE``.
 
     Raises:
         UserError: a word cannot be searched, or a value is invalid for a method.
@@ -108,10 +141,12 @@ def searches(
         memory = content(cell.config).memory  # of a method that keeps none, one for all sizes
         groups.setdefault(repr([axes, cell.config.method.name, memory]), []).append(cell)
     found: list[Search] = []
+    there = _Kept(folder / "tune")
     for cells in groups.values():
         wanted = shared | own[cells[0].config.method.name]
         search = _search(cells, wanted, plans[check.setting(cells[0].config)], folder, most, share)
         if search is not None:
+            there.place(search)
             found.append(search)
     _check(found, shared | {key: values for some in own.values() for key, values in some.items()})
     return found
@@ -129,56 +164,75 @@ def _search(
     cell, first = cells[0], plan.tasks[0]
     if not methods.build(cell.config, plan.prompts).learner(first).phases(first):  # nothing trains
         wanted = {key: values for key, values in wanted.items() if key == ALL or key.startswith("method.")}
-    asked = dict(wanted)
+    idle = {*trials.RATES} - {*trials.rate_keys(cell.config)}
+    grid = {key: values for key, values in wanted.items() if key not in idle}
     if ALL in wanted:
-        asked = space(cell.config, {word.partition("=")[0] for word in cell.words})
+        grid = trials.space(cell.config, {word.partition("=")[0] for word in cell.words})
     elif RATES in wanted:
-        asked = default_search(cell.config)
-    if not asked:
+        grid = trials.rates(cell.config, wide=most is None)
+    if not grid:
         return None
-    words = [f"{key}={','.join(values)}" for key, values in wanted.items() if key not in (RATES, ALL)]
-    if RATES in wanted and most is not None:
-        words = [f"{key}={','.join(values)}" for key, values in asked.items()]
-    told = [content_key(cell.config), words, *(number for number in (most, share) if number is not None)]
-    code = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    words = [] if ALL in wanted else [f"{key}={','.join(values)}" for key, values in grid.items()]
+    share = share or cell.config.scenario.validation or USUAL
+    code = hashlib.sha256(repr([content_key(cell.config), grid, share]).encode()).hexdigest()[:16]
     rest = {key: value for key, value in cell.values.items() if key != "seed"}
-    name = f"{replace(cell, values=rest).name}_{code[:6]}"
-    path = _made(cell, asked, folder / "tune", most, share) or folder / "tune" / name
-    trials = most or sum(map(len, asked.values()))
-    return Search(
-        path.name, code, (*cell.words, *words), tuple(asked), path, tuple(cells), trials, most, share
-    )
+    path = folder / "tune" / f"{replace(cell, values=rest).name}_{code[:6]}"
+    return Search(path.name, code, (*cell.words, *words), grid, path, tuple(cells), most, share)
 
 
-def _made(
-    cell: Cell, asked: Mapping[str, list[str]], folder: Path, most: int | None, share: float | None
-) -> Path | None:
-    """Return the folder of a finished search of the same values (with ``most``, keys and start) for the same cell.
+class _Kept:
+    """The searches that are there, finished or not, each known by its content: its name may be of another time.
 
-    It is known by its content, as runs are: the code in a name changes with each new config key.
+    Args:
+        folder: of all searches.
     """
-    held = "" if share is None else f", {share} of their training images"
-    for file in sorted(folder.glob("*/tuned.toml")):
-        try:
-            with trust.reading():
-                config = resolve(load_config([str(file.absolute())]))
-                wanted = resolve(load_config([*cell.words, *_words(file, asked)]))
-                same = content_key(config.model_copy(update={"tuned_on": None})) == content_key(wanted)
-        except UserError:
-            continue
-        found = searched(config.tuned_on)
-        if found is None:
-            continue
-        tried = {key: [*scores] for key, scores in found.tried.items()}
-        same = same and [*tried] == [*asked]
-        if most is None:
-            same = same and tried == asked and not found.trials
+
+    def __init__(self, folder: Path) -> None:
+        self._chosen = [found for file in sorted(folder.glob("*/tuned.toml")) if (found := _read(file))]
+        self._begun: list[tuple[Path, Config]] = []
+        for place in sorted(folder.glob("*/")):
+            begun = sorted(place.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+            # the first trial has the config's own values, or the first of one key, whatever is searched
+            self._begun += [found for file in begun[:1] if (found := _read(file))]
+
+    def place(self, search: Search) -> None:
+        """Give a search the folder where it has chosen, or else has begun, if there is one.
+
+        That it has begun is known by the first trial; of several such folders that with the most trials is taken.
+        """
+        method = search.cells[0].config.method.name
+        chosen = next((file for file, config in self._chosen if search.made(file, config)), None)
+        if chosen is not None:
+            search.path, search.finished = chosen.parent, True
         else:
-            begun = trials.start(cell.config, asked)
-            same = same and found.trials.endswith(f" of {most}") and all(begun[k] in tried[k] for k in asked)
-        if same and held in (config.tuned_on or ""):
-            return file.parent
-    return None
+            begun = [
+                file.parents[1]
+                for file, config in self._begun
+                if config.method.name == method and search.fits(file, config, str(search.share))
+            ]
+            search.path = max(
+                begun, key=lambda place: len([*place.glob("*/results.json")]), default=search.path
+            )
+        search.name = search.path.name
+
+
+def _read(file: Path) -> tuple[Path, Config] | None:
+    """Return a config file and what it says, resolved; None where it is missing, damaged or names code that the user
+    has not allowed."""
+    try:
+        with trust.reading():
+            return file, resolve(load_config([str(file.absolute())]))
+    except UserError:
+        return None
+
+
+def _plain(config: Config) -> Config:
+    return config.model_copy(update={"tuned_on": None})
+
+
+def _values(file: Path) -> dict[str, Any]:
+    """Return the values that a config file has, by dotted key."""
+    return flat(read_toml(file))
 
 
 def _words(file: Path, keys: Iterable[str]) -> list[str]:
@@ -199,7 +253,7 @@ def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
     """Raise UserError with every complaint about a value of a search."""
     with check.complaints("--tune: ") as noted:
         for search in found:
-            words = (f"{key}={value}" for key in search.keys for value in given.get(key, []))
+            words = (f"{key}={value}" for key in search.grid for value in given.get(key, []))
             for word in words:
                 with noted():
                     resolve(load_config([*search.cells[0].words, word]))

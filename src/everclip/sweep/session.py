@@ -16,7 +16,6 @@ from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches
-from everclip.sweep import tune as tuning
 from everclip.sweep.folder import Folder, drop_checkpoints, tidy
 from everclip.sweep.grid import Grid, Job, content_key, read
 from everclip.sweep.pool import Work
@@ -94,6 +93,9 @@ class Session:
 
     def refresh(self) -> None:
         """Take the values of finished searches, and scan the folder again."""
+        for search in self.tune:
+            if not search.finished:
+                search.look()
         self.grid = searches.tuned(self.asked, self.tune)
         self.searches = [search for search in self.tune if not search.finished]
         self.jobs = self.grid.jobs()
@@ -106,14 +108,14 @@ class Session:
     def seconds_left(self) -> float | None:
         """Estimate the seconds of all missing runs in sequence; None where a model's operations are unknown.
 
-        Searches count with all their trials, their cells with the settings before the search. Needs ``plans``.
+        Searches count with all trials that they may still make, their cells with the settings before the search.
+        Needs ``plans``.
         """
         configs: list[tuple[Config, int]] = [(job.config, 1) for job in self.waiting()]
         for search in self.searches:
             distinct = {content_key(cell.config): cell.config for cell in search.cells}
             configs += [(config, 1) for config in distinct.values()]
-            scored = _validated(search.cells[0].config, search.share or tuning.SHARE)
-            configs.append((scored, search.trials))
+            configs.append((_validated(search.cells[0].config, search.share), search.left))
         total = 0.0
         shared: dict[str, float] = {}  # paid once by all runs that keep the same activations
         for config, runs in configs:
@@ -135,7 +137,7 @@ class Session:
 
         Args:
             retry: run what failed, too.
-            drop: remove the checkpoints of each finished run, and of a finished search's trials.
+            drop: remove the checkpoints of each finished run, and of trials that an earlier version left them.
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
@@ -150,7 +152,7 @@ class Session:
             self.folder.write(self.command, self.jobs)
             try:
                 if self.searches:
-                    self._run_searches(slots, drop)
+                    self._run_searches(slots)
                     kept = self.folder.failures
                     self.refresh()
                     self.folder.failures = kept
@@ -164,7 +166,7 @@ class Session:
             finally:
                 self.folder.write(self.command, self.jobs)
 
-    def _run_searches(self, slots: Sequence[Environment], drop: bool) -> None:
+    def _run_searches(self, slots: Sequence[Environment]) -> None:
         works: dict[Work, Search] = {}
         for search in self.searches:
             if search.key not in self.folder.failures:
@@ -173,9 +175,9 @@ class Session:
 
         def ended(work: Work, error: str | None) -> tuple[bool, str]:
             search = works[work]
+            search.look()
             if error is not None or not search.finished:
                 return self._unfinished(search.key, error)
-            self.dropped += sum(map(drop_checkpoints, search.path.glob("*/"))) if drop else 0
             return True, " ".join(search.chosen()[:-1])
 
         with View(len(works), 0, {}, lambda work: "tune", ended) as view:
@@ -191,6 +193,8 @@ class Session:
 
     def _run_jobs(self, slots: Sequence[Environment], drop: bool) -> None:
         waiting, seconds = self.waiting(), {}
+        places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
+        self.dropped += sum(map(drop_checkpoints, places)) if drop else 0
         for job in self.jobs:
             if self.folder.state(job) == "finished":
                 place = self.folder.place(job)

@@ -8,23 +8,30 @@ own constants after each key has been tried. It repeats while anything changes a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from everclip.config import Config
+from everclip.data import scenarios
 from everclip.methods import method_of
 from everclip.methods.base.registry import method_class
 from everclip.models.tunings import tuning_of
+from everclip.runs.tuned import beyond, meant
 from everclip.runs.words import plain
 from everclip.system.text import number_in
 from everclip.training.estimate import inner
 
 MOST = 24
 """Default number of trials per method and memory size."""
+RATES = ("train.lr", "train.lr_text", "train.lr_head")
+"""The rates that there are."""
 FACTORS = (0.3, 1.0, 3.0)
 """The initial grid of a rate: the config's own times these factors."""
+WIDE = (0.1, 0.3, 1.0, 3.0)
+"""The same where grids do not grow."""
+WIDE_HEAD = (0.3, 1.0, 3.0, 10.0)
+"""The same for a head, which hardly learns at too small a rate."""
 
 Values = dict[str, str]
 Grid = dict[str, list[str]]
@@ -46,20 +53,25 @@ class Outcome:
 def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     """Return what can be tuned in a config: rates, length, and the constants that its method's ``Config`` names.
 
+    A stream that passes once has no length.
+
     Args:
         fixed: keys to leave out, since the user has set them.
     """
     method = method_class(config.method.name).Config
-    constants: Grid = {}
+    once, constants = scenarios.build(config.scenario).once, {}
     for name, values in method.search.items():
+        if once and name.endswith("epochs"):
+            continue
         words = [plain(value) for value in values]
         own = plain(config.method.options.get(name))
         constants[f"method.{name}"] = words if own in words else sorted([*words, own], key=_size)
-    found = {key: constants[key] for key in (f"method.{name}" for name in method.search_first)}
-    if method_of(config).capabilities.trains:
-        # The best rate depends on the length more than the length on the rate: longer runs need smaller ones.
-        found |= _length(config) if not {"train.epochs", "train.steps"} & {*fixed} else {}
-        found |= _rates(config)
+    first = (f"method.{name}" for name in method.search_first)
+    found: Grid = {key: constants[key] for key in first if key in constants}
+    # The best rate depends on the length more than the length on the rate: longer runs need smaller ones.
+    if method_of(config).capabilities.trains and not (once or {"train.epochs", "train.steps"} & {*fixed}):
+        found |= _length(config)
+    found |= rates(config)
     found |= constants
     return {key: values for key, values in found.items() if key not in fixed}
 
@@ -79,22 +91,35 @@ def own_rates(config: Config) -> tuple[str, ...] | None:
     return method_class(inner(config)[0]).Config.rates
 
 
-def _rates(config: Config) -> Grid:
-    """Return the rates of what trains."""
+def rate_keys(config: Config) -> list[str]:
+    """Return the rates of what trains; none where the method trains nothing."""
+    if not method_of(config).capabilities.trains:
+        return []
     own = own_rates(config)
     tuned = [r for r in tuning_of(config.tune, config.tuning.options).rates if own is None or r in own]
-    rates: dict[str, float | None] = {}
-    if "lr" in tuned:
-        rates["train.lr"] = config.train.lr
     name, options = inner(config)
     reads_text = own is not None or (
         method_class(name).passes.text != "none" and options.get("head") != "linear"
     )
-    if "lr_text" in tuned and reads_text:
-        rates["train.lr_text"] = config.train.lr_text
-    if has_head(config):
-        rates["train.lr_head"] = config.train.lr_head
-    return {key: [f"{rate * factor:.3g}" for factor in FACTORS] for key, rate in rates.items() if rate}
+    trains = ("lr" in tuned, "lr_text" in tuned and reads_text, has_head(config))
+    return [key for key, found in zip(RATES, trains, strict=True) if found]
+
+
+def rates(config: Config, wide: bool = False) -> Grid:
+    """Return a grid around each rate of what trains.
+
+    Args:
+        wide: for a search whose grids do not grow; the text tower's has 0, too, where the other one trains.
+    """
+    grid: Grid = {}
+    for key in rate_keys(config):
+        rate = getattr(config.train, key.removeprefix("train."))
+        factors = (WIDE_HEAD if key == "train.lr_head" else WIDE) if wide else FACTORS
+        if rate:
+            grid[key] = [f"{rate * factor:.3g}" for factor in factors]
+    if wide and "train.lr_text" in grid and "train.lr" in grid:
+        grid["train.lr_text"].insert(0, "0")
+    return grid
 
 
 def _length(config: Config) -> Grid:
@@ -119,35 +144,44 @@ def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
             own = getattr(config.train, name, None)
         elif key == "center":
             own = config.center
-        found[key] = next((value for value in values if _same(value, plain(own))), values[0])
+        rounded = [float(f"{own:.{digits}g}") for digits in (6, 3)] if isinstance(own, float) else []
+        words = (meant(values, value) for value in (own, *rounded))  # as grids may have rounded it
+        found[key] = next((word for word in words if word is not None), values[0])
     return found
 
 
-def _same(text: str, own: str) -> bool:
-    """Return whether a value of a grid is ``own``, which the grid may have rounded."""
-    value, exact = number_in(text), number_in(own)
-    if value is None or exact is None:
-        return text == own
-    return math.isclose(value, exact, rel_tol=5e-3)
+def outcome(tried: Mapping[str, Mapping[str, object]], grid: Grid, own: Values, ran_out: bool) -> bool:
+    """Return whether a search from these grids and start tries these values.
 
+    They are those of the grids, in order, up to where the trials ran out, and what the grids grow by.
 
-def beyond(values: list[str], winner: str) -> str | None:
-    """Return the next value beyond a grid whose winner lies at an edge, in the ratio of the last step.
-
-    Words in the grid ("none", "gcv") have no place in its order. None where the winner is one, or lies inside, or
-    where the last two numbers are not above 0.
+    Args:
+        own: where the search starts; empty for one whose grids do not grow.
     """
-    numbers = [value for value in values if number_in(value) is not None]
-    if len(numbers) < 2 or winner not in (numbers[0], numbers[-1]):
-        return None
-    edge, inside = numbers[:-3:-1] if winner == numbers[-1] else numbers[:2]
-    first, second = number_in(edge) or 0.0, number_in(inside) or 0.0
-    if first <= 0 or second <= 0:
-        return None
-    further = first * first / second
-    whole = all(value.isdecimal() for value in numbers)
-    text = str(max(1, round(further))) if whole else f"{further:.3g}"
-    return None if text in values else text
+    if [*tried] != [*grid]:
+        return False
+    reached: list[bool] = []
+    for key, values in grid.items():
+        known, numbers = [*tried[key]], [_value(value) for value in values]
+        have = [_value(value) for value in known]
+        begun = _value(own[key]) if key in own else None
+        if begun is not None and begun not in have:
+            return False
+        reached += [number in have for number in numbers if number != begun]
+        grown, extra = list(values), [value for value in known if _value(value) not in numbers]
+        while extra:
+            more = {text for value in grown if (text := beyond(grown, value)) is not None} if own else set()
+            if not more & {*extra}:
+                return False
+            grown += more & {*extra}
+            extra = [value for value in extra if value not in more]
+    return all(reached) or (ran_out and reached == sorted(reached, reverse=True))
+
+
+def _value(text: str) -> str | float:
+    """Return the number that a text is, else the text: ``1e-5`` and ``0.00001`` are the same value."""
+    number = number_in(text)
+    return text if number is None else number
 
 
 def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[str, str], bool]) -> Outcome:
@@ -155,20 +189,26 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
 
     Args:
         grid: key -> values in order; the keys are searched in their order.
-        own: where the search starts.
+        own: where the search starts. Keys that it lacks have the config's own value until their turn, and then the
+            best of their grid, whether that is better or not.
         score: trains; the same values are asked for once.
         valid: whether a grid may grow by a value.
     """
     grid = {key: list(values) for key, values in grid.items()}
-    known: dict[tuple[str, ...], float | None] = {}
-    best, top = dict(own), None
+    known: dict[tuple[tuple[str, str], ...], float | None] = {}
+    best: Values = dict(own)
+    top: float | None = None
 
     def improve(key: str, values: list[str]) -> bool:
         nonlocal best, top
         before = best
+        if key in best:
+            values = [best[key], *values]
+        else:
+            top = None
         for value in values:
             trial = best | {key: value}
-            same = tuple(trial.values())
+            same = tuple(trial.items())
             if same not in known:
                 if len(known) >= most:
                     continue
@@ -186,7 +226,10 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
     while changed and len(known) < most:
         changed = False
         for key in grid:
-            changed = improve(key, [best[key], *grid[key]]) or changed
+            changed = improve(key, grid[key]) or changed
+            if key not in best:  # no value trains
+                changed = False
+                break
             if not again and key.startswith("method."):
                 changed = changed or grow(key) is not None  # once each key has been tried
                 continue
@@ -198,9 +241,11 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         again = True
     tried: dict[str, dict[str, float | None]] = {key: {} for key in grid}
     for same, result in known.items():
-        for key, value in zip(own, same, strict=True):
+        for key, value in same:
             scores = [score for score in (tried[key].get(value), result) if score is not None]
             tried[key][value] = max(scores, default=None)
-    ordered = {key: {v: tried[key][v] for v in values if v in tried[key]} for key, values in grid.items()}
-    edges = [key for key in grid if grow(key) is not None]
+    ordered = {
+        k: {v: tried[k][v] for v in sorted(values, key=_size) if v in tried[k]} for k, values in grid.items()
+    }
+    edges = [key for key in best if grow(key) is not None]
     return Outcome(best, ordered, len(known), edges)
