@@ -179,10 +179,12 @@ def test_what_a_strangers_search_has_chosen_is_not_taken_for_typed(
     session = Session.of(words, ["method.loss=gcl,finetune"])
     (search,) = session.tune
     search.path.mkdir(parents=True)
-    (search.path / "tuned.toml").write_text(f'[method]\nname = "wise_ft"\nloss = "{mine}"\n')
-    code, _, err = say("sweep", *words, "--tune", "method.loss=gcl,finetune", "--dry-run")
-    assert code == 2
-    assert f'tuned.toml asks to run the code "{mine}"' in err
+    head = "photos, tasks 1-2, 0.2 of their training images, memory 0, seed 0"
+    text = f'tuned_on = "{head}; method.loss gcl: 0.1, finetune: 0.2, {mine}: 0.3"\n'
+    (search.path / "tuned.toml").write_text(f'{text}[method]\nname = "wise_ft"\nloss = "{mine}"\n')
+    code, out, _ = say("sweep", *words, "--tune", "method.loss=gcl,finetune", "--dry-run")
+    assert code == 0
+    assert f"tune {search.name}" in out, "it is no outcome of this search"
     assert not _imported(tmp_path)
 
 

@@ -120,7 +120,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Hold the lock of a search's folder, by which a sweep sees that a process works there."""
     if wrong := diverted(out, [".lock"]):
         raise UserError(f"out={out} cannot be used, as {wrong}: give another out")
-    lock = FileLock(out / ".lock", timeout=0)
+    lock, made = FileLock(out / ".lock", timeout=0), not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -131,6 +131,10 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if [file.name for file in out.iterdir()] == [".lock"]:  # bad input ended it before it began
+            (out / ".lock").unlink()
+            if made:
+                out.rmdir()
         lock.release()
 
 
