@@ -50,7 +50,11 @@ class Foster(Method):
         boost: bool = Field(default=True, description="train the second tower; if not, only its heads")
         beta_boost: float = Field(default=0.96, ge=0, lt=1, description="beta of the weights w; 0: equal")
         beta_compress: float | None = Field(
-            default=None, ge=0, lt=1, description="beta of the weights w'; none: beta_boost"
+            default=None,
+            ge=0,
+            lt=1,
+            description="beta of the weights w'; none: beta_boost",
+            json_schema_extra={"before": 0.97},
         )
         absent: Literal["alike", "rare"] = Field(
             default="alike",

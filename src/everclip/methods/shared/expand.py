@@ -33,6 +33,7 @@ class ExpandConfig(MethodConfig):
         description="correction of the bias towards new classes after a task: learn the head anew, classes"
         " counting alike, if all have images (retrain); scale new rows to the mean length of the old ones"
         " (align); or nothing",
+        json_schema_extra={"before": "align"},
     )
     retrain_penalty: float | None = Field(
         default=10.0,
