@@ -57,21 +57,18 @@ DOMAINS = (
 )
 ORDERS = ("seed=0..2", "scenario.order=seed")
 """Three seeds, which are three orders of the classes."""
-TERMS = (
-    "method=gcl,gdro",
-    "method.gcl.carry_over=true,false",
-    "method.gdro.carry_over=true,false",
-    "method.gdro.dro=kl,none",
-    *(*FIVE, *ORDERS),
-)
-"""What the paper's methods are made of, each with and without: estimators that carry over, and weights of classes."""
+TERMS = ("method=gcl,gdro", "method.gcl.carry_over=true,false", "method.gdro.carry_over=true,false")
+UNWEIGHTED = ("method=gdro", "method.dro=none", "method.carry_over=true,false")
+NO_WEIGHTS = ("method.strength=0.1", "method.omega=unbiased", "method.weight_clip=none")
+"""What the paper's methods are made of, each with and without: estimators that carry over, and weights of classes,
+whose constants are not searched where there are none."""
 
 
 class Set(NamedTuple):
     """A sweep: its panel, the words of its grid, where searches of the image tower's rate begin, and their trials.
 
     Without exemplars and for new classes 3e-5 is near what searches choose; with them, and for joint training, 3e-4.
-    Fifteen trials are enough to try each constant of each method once.
+    Fifteen trials try each constant of each method once, where no grid has to grow.
     """
 
     panel: str
@@ -107,7 +104,10 @@ def _cifar() -> dict[str, Set]:
 SETS = {
     **_classes("emoji", 100, 1000),
     **_classes("imagefolder:caltech50", 50, 500),
-    "terms": Set("b", ("data=imagefolder:caltech50", *TERMS, "memory.budget=50")),
+    **{
+        name: Set("b", ("data=imagefolder:caltech50", *words, *FIVE, *ORDERS, "memory.budget=50"))
+        for name, words in (("terms", TERMS), ("terms-unweighted", (*UNWEIGHTED, *NO_WEIGHTS)))
+    },
     "emoji-domains": Set("c", ("data=emoji", *DOMAINS, "scenario.validation_tasks=3"), 1e-4),
     **_cifar(),
     "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS), 1e-4),
@@ -207,7 +207,7 @@ def main() -> int:
             (scratch / "cifar100").symlink_to(source / "cifar100")
         for name in wanted:
             copy(KEPT / "runs" / name, scratch / SWEPT / name)
-        print(f"on {machine()}; without what runs share, so at most:", file=sys.stderr)
+        print(f"on {machine()}, one run after another, about:", file=sys.stderr)
         for name in wanted:
             left = minutes(name, arguments.device, scratch)
             print(f"{name}: {'unknown' if left is None else f'{left / 60:.1f} hours'}", file=sys.stderr)

@@ -127,7 +127,7 @@ def draw(kept: Path) -> None:
     svg = embedded(figure(found, dark), "figure1", "The paper's figure", ABOUT)
     (kept / "figure-dark.svg").write_text(light(svg) + "\n", encoding="utf-8")
     figure(found, {}).savefig(kept / "figure.pdf", metadata={"CreationDate": None})
-    switched = terms(read(kept / "runs" / "terms"))
+    switched = terms([run for name in ("terms", "terms-unweighted") for run in read(kept / "runs" / name)])
     (kept / "cells.md").write_text("\n".join([*cells(found, runs), *switched]) + "\n", encoding="utf-8")
     if runs:
         folders = sorted({run.path.parent.name for some in runs.values() for run in some})
@@ -142,10 +142,11 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
         "",
         "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
         "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
-        "*at an edge*: the best value ends a grid that could grow; *the most epochs tried*: four times the start",
-        "ends theirs. Differences are in points, with a 95 % interval over test images, each counted by its mean over",
-        "the seeds. *Best other*: of the trained methods but joint, `multilayer_lda` and, without exemplars, co2l,",
-        "whose classifier then is not the published one. *Finetune*: with the text tower as its head, as they have.",
+        "*at an edge*: the best value ends a grid that could grow; *the most epochs tried*: their grid ends at four",
+        "times the start. Differences are in points, with a 95 % interval over test images, each counted by its mean",
+        "over the seeds. *Best other*: of the trained methods but joint, `multilayer_lda` and, without exemplars,",
+        "co2l, whose classifier then is not the published one. *Finetune*: with the text tower as its head, as GCL and",
+        "GDRO have.",
         *([] if found else ["", "No run has finished yet."]),
     ]
     for name, setting in found.items():
@@ -212,7 +213,11 @@ def settings_of(run: RunData) -> str:
     if left := [short[key] for key, values in found.tried.items() if len(values) == 1]:
         told += f"; as by default: {', '.join(left)}"
     lengths = found.tried.get("train.epochs", ())
-    if len(lengths) > 1 and run.value("train.epochs") == max(map(int, lengths)):
+    if (
+        len(lengths) > 1
+        and "train.epochs" not in found.edges
+        and run.value("train.epochs") == max(map(int, lengths))
+    ):
         told += "; the most epochs tried"
     edges = ", ".join(short[key] for key in found.edges)
     return f"{told}; at an edge: {edges}" if edges else told
@@ -227,7 +232,9 @@ def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]]
     few: dict[str, int] = {}
     for run in runs:
         size = None if without_memory(run) else run.results["memory_budget"]
-        rows.setdefault(row_of(run), {}).setdefault(size, {})[run.value("seed")] = run
+        cell = rows.setdefault(row_of(run), {}).setdefault(size, {})
+        assert run.value("seed") not in cell, f"{run.path} and {cell[run.value('seed')].path} are one cell"
+        cell[run.value("seed")] = run
         few[row_of(run)] = (run.value("method.follow_from") or 0) * len(run.results["classes"])
     sizes = sorted({size for found in rows.values() for size in found if size is not None})
     for row, found in rows.items():

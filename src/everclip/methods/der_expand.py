@@ -13,7 +13,7 @@ each image until its loss stops falling: the authors' 30 epochs are hundreds of 
 end near its start at 0. With ``retrain_penalty=none`` it takes steps on class-balanced batches with scores divided by
 5, as the authors' code does. No head is learned anew while a class seen has no image. The paper's channel masks and
 pruning are left out, as in the authors' public run. Where domains come instead of classes, each has a tower; no class
-is new then, so y' is the class itself and no row is aligned.
+is new then, so y' is the class itself, and the head stays as it was trained.
 
 The parameters grow by a whole tower with each task: see memo for less.
 

@@ -27,7 +27,7 @@ class Finetune(Classify):
     """Cross-entropy over class embeddings or a linear head."""
 
     class Config(LabelsConfig, HeadConfig):
-        """Label smoothing is not searched, as EWC, DER, MEMO and iCaRL have none to search."""
+        """Label smoothing is not searched, as it is not for EWC, DER, MEMO and iCaRL."""
 
     config: Config
     passes = Passes(text="seen")

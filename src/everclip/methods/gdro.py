@@ -53,7 +53,7 @@ class Gdro(Contrastive):
             "tau": (0.02, 0.05),
             "strength": (0.03, 0.1, 0.3),
             "omega": ("unbiased", "batch"),
-            "weight_clip": (None, 2.0, 10.0),
+            "weight_clip": (None, 4.0),
             "sampling": ("uniform", "class_balanced"),
         }
 

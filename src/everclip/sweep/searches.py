@@ -55,7 +55,7 @@ class Search:
 
     @property
     def left(self) -> int:
-        """The number of runs that it may still need."""
+        """About the number of runs that it may still need: those in its folder may be of other grids."""
         every = self.most or sum(map(len, self.grid.values()))
         return max(0, every - len([*self.path.glob("*/results.json")]))
 

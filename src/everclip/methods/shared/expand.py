@@ -31,8 +31,8 @@ class ExpandConfig(MethodConfig):
     balance: Literal["align", "retrain", "none"] = Field(
         default="retrain",
         description="correction of the bias towards new classes after a task: learn the head anew, classes"
-        " counting alike, if all have images (retrain); scale new rows to the mean length of the old ones"
-        " (align); or nothing",
+        " counting alike, if some are new and all have images (retrain); scale new rows to the mean length of"
+        " the old ones (align); or nothing",
         json_schema_extra={"before": "align"},
     )
     retrain_penalty: float | None = Field(
@@ -118,8 +118,11 @@ class Expand(Method):
         return [Phase(), Phase("retrain", self.options.retrain_epochs, sampler)]
 
     def _anew(self) -> bool:
-        """Return whether this task ends with a head that is learned anew."""
-        return bool(self._known) and self.options.balance == "retrain" and self._complete
+        """Return whether this task ends with a head that is learned anew.
+
+        Without new classes there is no bias towards them, and the newest images are all of one domain.
+        """
+        return bool(self._known and self._new) and self.options.balance == "retrain" and self._complete
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
         """Start the head anew where it is trained anew."""
