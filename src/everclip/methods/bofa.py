@@ -45,7 +45,8 @@ class Bofa(Projected):
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
-        search: ClassVar = {"mix": (0.0, 0.25, 0.5, 0.75), "rule": (0.0, 0.01, 0.1)}
+        search: ClassVar = {"rule": (0.003, 0.03, 0.1), "mix": (0.25, 0.5, 0.75, 1.0)}
+        search_first: ClassVar = ("rule",)
 
         rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
         safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")

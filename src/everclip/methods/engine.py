@@ -47,7 +47,8 @@ class Engine(ClassMeans, Described):
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
-        search: ClassVar = {"image_weight": (0.0, 0.5, 2.0), "rule": (0.5, 0.8, 0.95)}
+        search: ClassVar = {"rule": (0.8, 0.95, 0.99), "image_weight": (0.0, 0.5, 2.0)}
+        search_first: ClassVar = ("rule",)  # the authors choose it for each data set
 
         image_weight: float = Field(default=0.5, ge=0, description="weight of the term on noisy images")
         image_loss: Literal["contrast", "cosine"] = Field(default="contrast", description="form of that term")

@@ -3,11 +3,12 @@
     x = [ c_L ; c_{L-1} ; ... ; c_{L-k+1} ],    W = (G + lam I)^-1 Q,    scores W' x
     G = sum_i x_i x_i',  Q = sum_i x_i y_i'
 
-over the images of all tasks, c_l the class token after block l as it is (of a convolutional tower, ours, a stage's mean
-over positions), k = `blocks`, no bias. lam is chosen at each task as in the authors' code (`lam_choice=folds`): of
-1e-4, 10^-3.5, ..., 1e3 and 1e-8 the first whose mean accuracy is highest over four folds of the task's images, each
-class split in their order, fitted on the other three folds and all earlier tasks. So it depends on the order of tasks.
-A task whose classes all have fewer than four images leaves lam as it was. `gcv` and `fixed` know no order.
+over the images of all tasks, c_l the class token after block l as it is (of a convolutional tower, ours, its output and
+then the stages' means over positions), k = `blocks`, no bias. lam is chosen at each task as in the authors' code
+(`lam_choice=folds`): of 1e-4, 10^-3.5, ..., 1e3 and 1e-8 the first whose mean accuracy is highest over four folds of
+the task's images, each class split in their order, fitted on the other three folds and all earlier tasks. So it depends
+on the order of tasks. A task whose classes all have fewer than four images leaves lam as it was. `gcv` and `fixed` know
+no order.
 
 The authors may tune a ViT on the first task by adapters, with a cosine head; here that is `adapt` with `tune`, by a
 loss of this package. A label that was never trained scores -inf.
@@ -45,7 +46,7 @@ class Layup(RidgeMethod):
     """Ridge regression on several blocks."""
 
     class Config(LamConfig, FirstSessionConfig):
-        search: ClassVar = {"blocks": (1, 3, 6)}
+        search: ClassVar = {"lam_choice": ("folds", "gcv"), "blocks": (1, 3, 6)}
 
         blocks: int = Field(default=6, ge=1, description="k: last blocks to read, or all that there are")
         lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -49,6 +49,7 @@ class MgClip(Tuned):
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
+        search_first: ClassVar = ("epochs",)
 
         epochs: int = Field(default=1, ge=1, description="E: epochs of the updates in each task")
         rank: int = Field(default=8, ge=1, description="r: rank of the updates")

@@ -22,7 +22,7 @@ Paper: https://arxiv.org/abs/2307.02251
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ class RanPac(RidgeMethod):
     """Random projection and ridge regression."""
 
     class Config(RidgeConfig):
+        search: ClassVar = {"lam_choice": ("task", "seen")}
+
         width: int = Field(
             default=10_000,
             ge=0,

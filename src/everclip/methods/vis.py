@@ -7,8 +7,8 @@
 
 The paper's targets are 1 and -1 and its sums count each image ten times. Neither changes an argmax: with w the solution
 for the target 1, its weights are 2 W - w 1' at a tenth of its lam, so `lam` here is a tenth of the paper's. lam is
-chosen once, on a fifth of the first task's images: of 1e-7, ..., 1e3, sixteen values, the one with the least squared
-error. From the second task on nothing trains, and the order of tasks makes no difference.
+chosen once, on a fifth of the first task's images: of 1e-7, 1e-6, ..., 1e8 the one with the least squared error. From
+the second task on nothing trains, and the order of tasks makes no difference.
 
     Parameters  in the first task the mixer (hidden x 5 d at width d) and a linear layer
     State       the mixer; M x M sums, M sums per class (fp64): 1.8 GB at M = 15000; R is drawn again
@@ -59,7 +59,9 @@ class Vis(RidgeMethod):
         )
 
     config: Config
-    grid = tuple(10 ** (-7 + 10 * place / 15) for place in range(16))
+    grid = tuple(
+        10.0**exponent for exponent in range(-7, 9)
+    )  # to the size of G, whatever the scale of features
     bias = True
     passes = Passes(
         lambda stage: (0.0, float(stage == 0)), "none", after=(0.0, 1.0), frozen=lambda stage: 0.0

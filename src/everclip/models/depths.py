@@ -47,7 +47,9 @@ class Depths:
         scales: sides of the views, as multiples of the picture's.
         token: what is read of a transformer's block: the class token, where there is one, or the mean of the patches.
         pooled: whether the output is the one before the projection.
-        raw: whether the blocks alone are read, as they are: those of ``weights`` above 0 that the tower has.
+        raw: whether the blocks are read as they are, and alone: those of ``weights`` above 0 that the tower has. A
+            convolutional tower's output counts as its last block there, as what follows its stages may be much more
+            than a norm and a projection.
     """
 
     weights: tuple[float, ...] | None = None
@@ -100,7 +102,7 @@ class Depths:
 
     def _weights(self, visual: nn.Module) -> tuple[float, ...]:
         if self.raw and self.weights:
-            return self.weights[: len(Parts.of(visual, self._otherwise).blocks)]
+            return self.weights[: len(Parts.of(visual, self._otherwise).blocks) + is_convolutional(visual)]
         if self.weights is not None:
             return self.weights
         try:
@@ -111,11 +113,12 @@ class Depths:
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one view, and its blocks side by side."""
         weights = self._weights(visual)
-        with _listening(visual, len(weights)) as heard:
+        counted = self.raw and is_convolutional(visual)  # the output, as a block
+        with _listening(visual, len(weights) - counted) as heard:
             output, first = both(visual, images) if self.pooled else (_output(visual(images)), None)
         found = [_summary(visual, hidden, self.token) for hidden in reversed(heard)]
         if self.raw:
-            pairs = zip(weights, found, strict=True)
+            pairs = zip(weights, [output, *found] if counted else found, strict=True)
             return output, torch.cat([block.float() for weight, block in pairs if weight], 1)
         blocks = [output if first is None else first, *found]
         return output, side_by_side(blocks, weights, self.root)

@@ -69,7 +69,8 @@ def space(config: Config, fixed: Collection[str] = ()) -> Grid:
     first = (f"method.{name}" for name in method.search_first)
     found: Grid = {key: constants[key] for key in first if key in constants}
     # The best rate depends on the length more than the length on the rate: longer runs need smaller ones.
-    if method_of(config).capabilities.trains and not (once or {"train.epochs", "train.steps"} & {*fixed}):
+    settled = once or "epochs" in method.search or {"train.epochs", "train.steps"} & {*fixed}
+    if method_of(config).capabilities.trains and not settled:
         found |= _length(config)
     found |= rates(config)
     found |= constants
