@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from everclip.methods.layup import LAMS, folds
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.trunk import Parts
 from tests.methods.closed import LABELS, QUERY, T, by_class, learn, make, near, pictures
 from tests.methods.test_rail import P
 
@@ -43,6 +44,19 @@ def test_class_tokens_as_they_are(clip: Clip) -> None:
         hook.remove()
     assert_close(make("layup").extract(clip, images), torch.cat(heard[::-1], 1))
     assert_close(make("layup", blocks=1).extract(clip, images), heard[1])
+
+
+@torch.no_grad()
+def test_a_convolutional_tower_s_output_is_its_last_block(convolutional: str) -> None:
+    """What follows its stages may be a layer of its own: their means alone would leave the tower's features out."""
+    clip, heard = zoo.load(convolutional), []
+    images, visual = clip.normalise(pictures(5).images), clip.model.visual
+    stage = visual.get_submodule(Parts.of(visual, "").blocks[-1])
+    hook = stage.register_forward_hook(lambda *found: heard.append(found[2].mean((2, 3))))
+    output = visual(images)
+    hook.remove()
+    assert_close(make("layup", blocks=1).extract(clip, images), output)
+    assert_close(make("layup", blocks=2).extract(clip, images), torch.cat([output, *heard], 1))
 
 
 def test_folds_by_hand() -> None:

@@ -206,6 +206,8 @@ def test_what_there_is_to_tune() -> None:
     assert not {"train.steps", "train.epochs"} & space(resolved("method=gcl"), ["train.epochs"]).keys()
     assert all(key.startswith("method.") for key in space(resolved("method=slda")))
     assert space(resolved("method=zero_shot")) == {}
+    assert "train.epochs" not in space(resolved("method=mg_clip", "model=ViT-B-32")), "its epochs are its own"
+    assert next(iter(space(resolved("method=engine")))) == "method.rule"
     assert next(iter(space(resolved("method=ewc")))) == "method.strength", "its rates depend on it"
     # an option outside of its method's grid is tried as well, and is where the search begins
     config = resolved("method=ewc", "method.strength=33")
