@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from everclip.errors import RunError
 
-TIMEOUT = timedelta(seconds=50)
+TIMEOUT = timedelta(seconds=45)
 """Longest wait for other processes within a step; a killed one is noticed immediately."""
 PATIENCE = timedelta(minutes=30)
 """Longest wait while processes may do different things: while a run starts, is saved or is tested."""

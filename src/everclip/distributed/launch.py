@@ -19,8 +19,9 @@ from everclip.distributed import collectives
 from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
-ASKED = 3.0
-"""Seconds within which the processes ask; one that was killed never does."""
+ASKED = 8.0
+"""Seconds within which the processes ask, on a busy machine too; one that was killed never does. With the wait within a
+step it stays under a minute."""
 
 
 def started() -> bool:

@@ -186,7 +186,7 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
         kept = before if asked == "all" else min(before, each * known)
         counts = sizes.train[stage], kept, sizes.texts(stage, config.train.batch_size)
         learned = _training(config, passes, options, stage, counts)
-        if adapt != "none" and (not stage or (follows and kept >= follows * known)):
+        if adapt != "none" and (not stage or (isinstance(follows, int) and kept >= follows * known)):
             lent = method_class(adapt).passes, options.get("adapt_options", {})
             learned += _training(config, *lent, stage, counts)
         before += sizes.train[stage]

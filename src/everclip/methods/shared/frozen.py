@@ -85,7 +85,9 @@ class Frozen(Kept, Method):
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
         prompts = [fill(template, name) for name in names for template in templates]
         parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-        rows = torch.cat([raw_prompts(clip, part) for part in parts])
+        # whoever asks first: a step that trains in bf16, or the test of a run that continued after its last step
+        with torch.autocast(clip.device.type, enabled=False):
+            rows = torch.cat([raw_prompts(clip, part) for part in parts])
         return rows.view(len(names), len(templates), -1).mean(1)
 
     @torch.no_grad()
