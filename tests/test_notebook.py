@@ -61,16 +61,22 @@ def test_it_trains_what_the_command_line_trains(
     assert len(repr(run)) < 300 + len(str(run.path))
 
 
-def test_a_base_and_every_form_of_a_setting(
-    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Configs of the runs that would have trained; each is stopped there."""
+    found: list[Any] = []
 
     def stop(run: Any, *rest: object) -> None:
-        seen.append(run.config)
+        found.append(run.config)
         raise UserError("enough")
 
     monkeypatch.setattr("everclip.notebook.train_run", stop)
+    return found
+
+
+def test_a_base_and_every_form_of_a_setting(
+    tmp_path: Path, settings: dict[str, Any], seen: list[Any]
+) -> None:
     (tmp_path / "my.toml").write_text('[method]\nname = "gcl"\n')
     for base in (tmp_path / "my.toml", str(tmp_path / "my.toml")):
         with pytest.raises(UserError, match="enough"):
@@ -92,15 +98,8 @@ def test_a_base_and_every_form_of_a_setting(
 
 
 def test_settings_go_over_a_mapping_key_by_key(
-    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: dict[str, Any], seen: list[Any]
 ) -> None:
-    seen: list[Any] = []
-
-    def stop(run: Any, *rest: object) -> None:
-        seen.append(run.config)
-        raise UserError("enough")
-
-    monkeypatch.setattr("everclip.notebook.train_run", stop)
     base = settings | {"method": {"name": "gdro", "margin": 0.7}, "memory.policy": "herding"}
     for method in ("gdro", "gcl"):
         with pytest.raises(UserError, match="enough"):

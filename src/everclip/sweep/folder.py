@@ -52,16 +52,7 @@ class Folder:
         self._names: dict[str, str] = {}
 
     def __enter__(self) -> Folder:
-        wrong = diverted(self.path, (".sweep.lock", "logs", "tune"))
-        if wrong:
-            raise UserError(f"out={self.path} cannot be used, as {wrong}: give another out")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout:
-            raise UserError(f"{self.path} is in use by another sweep: wait, or give another out") from None
-        except OSError as error:
-            raise UserError(f"out={self.path} cannot be used ({error.strerror}): give another out") from error
+        hold(self._lock, self.path, "sweep", (".sweep.lock", "logs", "tune"))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -147,6 +138,27 @@ class Folder:
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"{name}.log"
+
+
+def hold(lock: FileLock, path: Path, what: str, names: Sequence[str]) -> None:
+    """Make the folder ``path`` and take its lock.
+
+    Args:
+        what: works in such a folder, for the message.
+        names: that the folder will have, which must not lead out of it.
+
+    Raises:
+        UserError: another process works in it, or it cannot be used.
+    """
+    if wrong := diverted(path, names):
+        raise UserError(f"out={path} cannot be used, as {wrong}: give another out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{path} is in use by another {what}: wait, or give another out") from None
+    except OSError as error:
+        raise UserError(f"out={path} cannot be used ({error.strerror}): give another out") from error
 
 
 def busy(run: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from everclip.config import Config, config_hash, load_config
 from everclip.config.values import dump
@@ -16,11 +16,10 @@ from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
 from everclip.sweep import trials
-from everclip.sweep.folder import drop_checkpoints
+from everclip.sweep.folder import drop_checkpoints, hold
 from everclip.sweep.grid import parted
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
-from everclip.system.reading import diverted
 
 SHARE = 0.2
 """Default fraction of held-out training images."""
@@ -118,16 +117,8 @@ def tune(
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Hold the lock of a search's folder, by which a sweep sees that a process works there."""
-    if wrong := diverted(out, [".lock"]):
-        raise UserError(f"out={out} cannot be used, as {wrong}: give another out")
     lock, made = FileLock(out / ".lock", timeout=0), not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{out} is in use by another search: wait, or give another out") from None
-    except OSError as error:
-        raise UserError(f"out={out} cannot be used ({error.strerror}): give another out") from error
+    hold(lock, out, "search", [".lock"])
     try:
         yield
     finally:
@@ -147,9 +138,8 @@ class _Trials:
     train: Trainer
     say: Callable[[str], None]
     known: dict[str, float | None] = field(default_factory=dict)
-    begun: dict[str, Path] = field(
-        default_factory=dict
-    )  # directories of earlier trials, whatever their names
+    # directories of earlier trials, whatever their names
+    begun: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for file in sorted(self.out.glob("*/config.toml")):

@@ -230,9 +230,8 @@ def _training(
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     passes_of_probe = options.get("probe_epochs", 0)
     probe = (passes_of_probe if isinstance(passes_of_probe, int) else 1) * (new + kept)
-    if (
-        stage and options.get("balance") == "retrain"
-    ):  # the head is learned anew, on features of all extractors
+    # a head that is learned anew reads all extractors
+    if stage and options.get("balance") == "retrain":
         probe += (new + kept) * passes.read(stage)
     views = min(config.cache.views, passes.views * images / (new + kept))
     once = new * views if config.cache.views > 1 or not plain else 0  # the one view is the plain picture
