@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from everclip.config import Config, known_keys, load_config
 from everclip.config.sections import CODE
-from everclip.config.sources import is_override
+from everclip.config.sources import is_override, shipped
 from everclip.config.values import dump
 from everclip.errors import UserError
 from everclip.system.reading import TOML_BYTES
@@ -237,10 +237,11 @@ def loads_or_refuses(tokens: list[str]) -> Config | None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TOKENS, max_size=4))
+@example(["cifar100"])  # A shipped config; found among the names in the source.
 def test_fuzzed_command_lines(tokens: list[str]) -> None:
     config = loads_or_refuses(tokens)
     if config is not None:
-        assert all(is_override(token) or token == "default" for token in tokens)
+        assert all(is_override(token) or token in shipped() for token in tokens)
         assert round_trip(config) == config
 
 
