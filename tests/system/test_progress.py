@@ -87,6 +87,40 @@ def test_sections_that_are_foreseen_say_what_is_left_in_all(
     assert last(capsys) == "task 2: represent  1/1    about 20 s left in all"
 
 
+def test_what_comes_before_the_first_section_is_none_of_it(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run tests zero-shot before its first task, which has not begun then."""
+    shown = Progress()
+    shown.start("zero-shot test", 100)
+    shown.count(100)
+    shown.expect([10, 10])
+    shown.start("task 1: train", 10)
+    clock.now += 20
+    shown.step(count=1)
+    assert last(capsys) == "task 1: train  1/10    about 6 min left in all"  # 19 units of 20 seconds
+
+
+def test_a_continued_task_is_foreseen_by_what_was_done_since(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of task 1's twenty steps ten were done before: a step takes ten seconds, in that task and after it."""
+    shown = Progress()
+    shown.expect([20, 2, 20, 2])
+    shown.start("task 1: represent", 10, 10, part=0.5)
+    shown.start("task 1: probe", 10, part=0.5)
+    clock.now += 50
+    shown.step(count=5)
+    assert last(capsys) == "task 1: probe  5/10    about 5 min left in all"  # 29 units
+    clock.now += 50
+    shown.step(count=5)
+    shown.section()
+    shown.start("task 1: test", 10)
+    clock.now += 20
+    shown.count(10)
+    assert last(capsys) == "task 1: test  10/10    about 4 min left in all"  # 22 units
+
+
 def test_nothing_is_foretold_of_a_moment(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress()
     clock.now += 60

@@ -51,7 +51,7 @@ class Progress:
         self._name, self._total, self._done, self._said = "", 0, 0, time.monotonic()
         self._given, self._started = 0, self._said
         self._sections: list[float] = []
-        self._over = self._part = self._before = 0.0
+        self._over = self._part = self._before = self._resumed = 0.0
         self._begun = self._said
 
     @property
@@ -75,12 +75,13 @@ class Progress:
             sections: the amount of each, in any unit, in order; ``section`` says that one is over.
         """
         self._sections, self._over, self._begun = list(sections), 0.0, time.monotonic()
+        self._part = self._before = self._resumed = 0.0  # what came before the first section is none of it
 
     def section(self) -> None:
         """Go on to the next section."""
         if self._sections:
-            self._over += self._sections.pop(0)
-        self._part, self._before = 0.0, 0.0
+            self._over += self._sections.pop(0) * (1 - self._resumed)
+        self._part = self._before = self._resumed = 0.0
 
     def start(self, name: str, total: int, done: int = 0, part: float = 1.0) -> None:
         """Start a new piece of work.
@@ -91,6 +92,7 @@ class Progress:
         """
         self._before += self._part
         self._part = part
+        self._resumed += part * done / max(1, total)
         self._name, self._total, self._done, self._given = name, total, done, done
         self._started = time.monotonic()
         if self._bar is not None:
@@ -115,10 +117,9 @@ class Progress:
         """Say what is left: of the whole work where it is foreseen, else of the present piece."""
         done, total, begun = self._done - self._given, self._total - self._given, self._started
         if self._sections and self._total:
-            section = self._sections[0] * min(1.0, self._before + self._part * self._done / self._total)
-            given = self._sections[0] * self._part * self._given / self._total
-            done, begun = self._over + section - given, self._begun
-            total = self._over + sum(self._sections) - given
+            part = min(1.0, self._before + self._part * self._done / self._total) - self._resumed
+            done, begun = self._over + self._sections[0] * part, self._begun
+            total = self._over + sum(self._sections) - self._sections[0] * self._resumed
         took = time.monotonic() - begun
         if done <= 0 or took < SURE or done < LEAST * total:
             return ""
@@ -132,7 +133,7 @@ class Progress:
             What to call with each number of steps done.
         """
         present = self._name, self._total, self._done
-        inside = self._before, self._part, self._given, self._started
+        inside = self._before, self._part, self._resumed, self._given, self._started
         self.start(name, total, part=0.0)
         self._before = inside[0] + inside[1] * present[2] / max(1, present[1])
 
@@ -140,7 +141,7 @@ class Progress:
             self.step(count=count)
             if self._done >= total and present[1]:
                 self.start(*present)
-                self._before, self._part, self._given, self._started = inside
+                self._before, self._part, self._resumed, self._given, self._started = inside
 
         return step
 
