@@ -236,13 +236,15 @@ def with_memory() -> list[str]:
 
 
 def ahead(size: int, here: dict[str, Seeds]) -> Iterator[str]:
-    """Yield our method's lead over the best other at a memory size, and over joint training."""
-    others = {
+    """Yield our method's lead over the best other at a memory size, and over the better of joint training's heads."""
+    means = {
         row: float(np.mean(lasts(runs))) for row, runs in here.items() if row not in (*OURS, "zero_shot")
     }
-    joint = others.pop("joint", None)
+    joint = {row: mean for row, mean in means.items() if row.partition(",")[0] == "joint"}
+    others = {row: mean for row, mean in means.items() if row not in joint}
+    best = [max(rows, key=rows.__getitem__, default="") for rows in (others, joint)]
     for mine in OURS:
-        for other in (max(others, key=others.__getitem__, default=""), "joint" if joint else ""):
+        for other in best:
             if mine in here and other in here:
                 yield ""
                 yield f"With {size} exemplars {mine} is {lead(here[mine], here[other])} from {other}."

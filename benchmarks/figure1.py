@@ -47,6 +47,8 @@ WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 """In sets of its own, at the sizes where it uses exemplars: below, it is what it is without."""
 JOINT = ("method=joint", "memory.budget=0")
+LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
+"""Joint training has both heads as well, each with its own search."""
 DOMAINS = (
     "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,joint,ridge,slda,multilayer_lda",
     "method.cassle.probe=current,mixed",
@@ -85,6 +87,7 @@ def _classes(data: str, small: int, large: int) -> dict[str, Set]:
     return {
         f"{name}-0": Set("b", (data, *WITHOUT, *TEN, *ORDERS), 3e-5),
         f"{name}-joint": Set("b", (data, *JOINT, *TEN, *ORDERS)),
+        f"{name}-joint-linear": Set("b", (data, *LINEAR, *TEN, *ORDERS)),
         name: Set("b", (data, *WITH, *ORDERS, f"memory.budget={small},{large}")),
         f"{name}-ours": Set("b", (data, *OURS, *ORDERS, f"memory.budget={large}")),
     }
@@ -96,6 +99,7 @@ def _cifar() -> dict[str, Set]:
     return {
         "cifar100-0": Set("a", (data, *WITHOUT, *FIVE), 3e-5, 6, 1),
         "cifar100-joint": Set("a", (data, *JOINT, *FIVE), 3e-4, 6, 4),
+        "cifar100-joint-linear": Set("a", (data, *LINEAR, *FIVE), 3e-4, 6, 4),
         "cifar100": Set("a", (data, *WITH, "memory.budget=100,500,2000"), 3e-4, 6, 1),
         "cifar100-ours": Set("a", (data, *OURS, "memory.budget=500,2000"), 3e-4, 6, 1),
     }

@@ -55,7 +55,7 @@ COMPARED = {
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
     """The finished runs of each set that has any; those without exemplars, joint and ours have folders of their own."""
-    parts = ("-0", "", "-joint", "-ours")
+    parts = ("-0", "", "-joint", "-joint-linear", "-ours")
     found = {
         name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
         for name, _, _ in PANELS
@@ -274,9 +274,10 @@ def points(mine: Seeds, other: Seeds) -> str:
 
 def row_of(run: RunData) -> str:
     """The name of a run's row."""
-    options = ((key, run.value(f"method.{key}")) for key in ("adapt", "probe", "head"))
+    named = {key: run.value(f"method.{key}") for key in ("adapt", "probe", "head", "options.head")}
     usual = (None, "none", "text")
-    return ", ".join([run.method, *(f"{key}={value}" for key, value in options if value not in usual)])
+    shown = (f"{key.removeprefix('options.')}={value}" for key, value in named.items() if value not in usual)
+    return ", ".join([run.method, *shown])
 
 
 def lasts(runs: Seeds) -> list[float]:
