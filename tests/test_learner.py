@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 import everclip
 from everclip.cli.app import main
 from everclip.data.given import several
-from everclip.errors import UserError
+from everclip.errors import UserError, check_range
 from everclip.system import progress
 from tests.learned import coloured
 from tests.pictures import COLOURS, picture
@@ -225,6 +226,20 @@ def test_before_it_learns_it_says_so(learner: everclip.Learner, tmp_path: Path) 
         learner.predict([picture((9, 9, 9), 1)])
     with pytest.raises(UserError, match="nothing was learned yet"):
         learner.save(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(2.5, "2.5"), (True, "true"), (-1, "-1"), (float("nan"), "NaN"), (10**6, "1000000")]
+)
+def test_what_is_no_number_of_exemplars_is_said(value: float, shown: str) -> None:
+    said = re.escape(f"--exemplars is {shown}: use a whole number from 0 to 100000")
+    with pytest.raises(UserError, match=f"^{said}$"):
+        check_range("--exemplars", value, 0, 100_000)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(UserError, match="^--seed is -1: use a whole number from 0 to 4294967295$"):
+        everclip.Learner(seed=-1)
 
 
 def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch) -> None:

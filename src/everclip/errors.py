@@ -7,6 +7,7 @@ import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 
 
 class UserError(ValueError):
@@ -44,10 +45,14 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
         raise UserError(f'{name} is "{value}"{suggest(value, known)}')
 
 
-def check_range(name: str, value: float | None, low: int, high: int, what: str = "a whole number") -> None:
-    """Raise UserError where ``value``, given as ``name``, is below ``low`` or above ``high``."""
-    if value is not None and not low <= value <= high:
-        raise UserError(f"{name} is {value:.10g}: use {what} from {low} to {high}")
+def check_range(name: str, value: float | None, low: int, high: int, what: str = "") -> None:
+    """Raise UserError unless ``value``, given as ``name``, is ``what``, or a whole number, from ``low`` to ``high``."""
+    if value is None:
+        return
+    number = isinstance(value, Real if what else Integral) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        text = f"{value:.10g}" if number else shown(value)
+        raise UserError(f"{name} is {text}: use {what or 'a whole number'} from {low} to {high}")
 
 
 class RunError(RuntimeError):

@@ -58,6 +58,7 @@ class Options:
         """Raise UserError for a value that cannot be meant."""
         check_choice("--method", self.method, (AUTO, *NAMES))
         check_range("--exemplars", self.exemplars, 0, 100_000)
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         check_range("--max-drop", self.max_drop, 0, 100, "percentage points")
 
 
