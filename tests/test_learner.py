@@ -238,7 +238,7 @@ def test_what_is_no_number_of_exemplars_is_said(value: float, shown: str) -> Non
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(UserError, match="^--seed is -1: use a whole number from 0 to 4294967295$"):
+    with pytest.raises(UserError, match=r"^--seed is -1: use a whole number from 0 to 4294967295$"):
         everclip.Learner(seed=-1)
 
 
