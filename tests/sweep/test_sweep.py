@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,34 @@ def test_tuned_values_come_from_the_first_two_tasks(
 
 
 @pytest.mark.slow
-def test_searches_run_first(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "s"
-    words = ["sweep", *tokens, "method=gcl", "memory.budget=12", f"out={out}", "--tune", "lr=1e-5,1e-2"]
-    assert main(words) == 0
+def test_runs_wait_for_their_own_search_alone(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def look(_: View, running: Sequence[Child], waiting: Sequence[Work]) -> None:
+        names = [work.name.split("_")[0] for work in [*(child.work for child in running), *waiting]]
+        seen.append((names[: len(running)], names[len(running) :]))
+
+    monkeypatch.setattr(View, "look", look)
+    words = [
+        "sweep",
+        *tokens,
+        "method=gcl,gdro,ncm",
+        "memory.budget=12",
+        f"out={tmp_path / 's'}",
+        "--jobs",
+        "1",
+    ]
+    assert main([*words, "--tune", "lr=1e-5,1e-2"]) == 0
     shown, said = capsys.readouterr()
-    begun = [line for line in said.splitlines() if line.endswith("starts")]
-    assert [line.split("_")[0] for line in begun] == ["tune gcl", "gcl: starts"]
+    assert (["tune gdro"], ["ncm", "gcl"]) in seen
+    begun = [line.removesuffix(": starts").split("_")[0] for line in said.splitlines() if "starts" in line]
+    assert begun == ["tune gcl", "tune gdro", "ncm", "gcl", "gdro"]
+    counts = [line.partition("]")[0] for line in said.splitlines() if line.startswith("[")]
+    assert counts == [f"[{number}/5" for number in range(1, 6)]
     assert "train.lr=" in said
-    assert "gcl" in shown
+    assert all(method in shown for method in ("gcl", "gdro", "ncm"))
 
 
 @pytest.mark.parametrize(
@@ -410,10 +430,12 @@ def test_a_run_is_followed_as_its_log_grows(tmp_path: Path) -> None:
 def test_the_time_left(tmp_path: Path) -> None:
     works = [Work(name, [], tmp_path, tmp_path) for name in ("gcl 1", "gcl 2", "ewc 1")]
     known = {"gcl": [10.0, 20.0], "ncm": [1.0]}
-    view = View(5, 2, known, lambda work: work.name.split()[0], lambda work, error: (True, ""))
+    view = View(lambda: 5, 2, known, lambda work: work.name.split()[0], lambda work, error: (True, ""))
     view.look([], works)
     assert view.seconds_left([], works) == pytest.approx(15 + 15 + 31 / 3)
-    assert View(5, 2, {}, lambda work: "", lambda work, error: (True, "")).seconds_left([], works) is None
+    assert view.seconds_left([], [Work("search 1", [], tmp_path, tmp_path)]) == 0, "searches take other times"
+    view = View(lambda: 5, 2, {}, lambda work: "", lambda work, error: (True, ""))
+    assert view.seconds_left([], works) is None
     assert [duration(seconds) for seconds in (5, 600, 8000)] == ["5 s", "10 min", "2.2 h"]
 
 
@@ -661,7 +683,11 @@ def test_a_run_that_is_killed_when_it_has_its_results_is_done(
     assert child.ended()
     for done, line in ((True, "[1/1] gcl: last"), (False, "[1/1] gcl: killed")):
         view = View(
-            1, 0, {}, lambda work: "", lambda work, error, done=done: (done, "last" if done else "killed")
+            lambda: 1,
+            0,
+            {},
+            lambda work: "",
+            lambda work, error, done=done: (done, "last" if done else "killed"),
         )
         view.started(child)
         view.ended(child, "ended by SIGKILL")

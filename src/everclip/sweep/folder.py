@@ -74,8 +74,15 @@ class Folder:
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             if (folder / "config.toml").is_file():
                 self._take(folder)
-        taken = {"logs", "tune", *(path.name for path in inside)}
+        self.name(jobs)
+
+    def name(self, jobs: Sequence[Job]) -> None:
+        """Choose a directory for each of ``jobs`` that has none."""
+        inside = self.path.iterdir() if self.path.is_dir() else ()
+        taken = {"logs", "tune", *(path.name for path in inside), *self._names.values()}
         for job in jobs:
+            if job.key in self._names:
+                continue
             known = self._found.get(job.key)
             name = job.name if known is None else known.path.name
             if known is None and (name in taken or len(name) >= 200):

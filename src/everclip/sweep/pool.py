@@ -97,12 +97,15 @@ class Watcher(ABC):
         """Note the running and waiting commands, several times per second."""
 
 
-def run(works: Sequence[Work], slots: Sequence[Environment], watcher: Watcher) -> None:
+def run(waiting: list[Work], slots: Sequence[Environment], watcher: Watcher) -> None:
     """Run commands until all have ended, one at a time per slot. Whatever ends this, no child is left.
 
     A command waits while another process works in its directory.
+
+    Args:
+        waiting: is emptied; the watcher may add to it when a command has ended.
     """
-    waiting, free, running = list(works), list(slots), []
+    free, running = list(slots), []
     try:
         while waiting or running:
             for child in [child for child in running if child.ended()]:

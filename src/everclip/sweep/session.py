@@ -15,13 +15,12 @@ from everclip.config import Config, load_config
 from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
-from everclip.sweep import check, pool, searches
+from everclip.sweep import check, pool, searches, view
 from everclip.sweep.folder import Folder, drop_checkpoints, tidy
 from everclip.sweep.grid import Grid, Job, content_key, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
-from everclip.sweep.view import View
 from everclip.system.signals import Stop, Stopped
 from everclip.training import pace
 from everclip.training.activation_cache import blocks_above
@@ -96,10 +95,13 @@ class Session:
         for search in self.tune:
             if not search.finished:
                 search.look()
+        self._take_chosen()
+        self.folder.scan(self.jobs)
+
+    def _take_chosen(self) -> None:
         self.grid = searches.tuned(self.asked, self.tune)
         self.searches = [search for search in self.tune if not search.finished]
         self.jobs = self.grid.jobs()
-        self.folder.scan(self.jobs)
 
     def waiting(self) -> list[Job]:
         """Return jobs that are neither finished nor failed."""
@@ -133,7 +135,7 @@ class Session:
         self.folder.failures = {}
 
     def run(self, slots: Sequence[Environment], retry: bool = False, drop: bool = False) -> None:
-        """Run what is missing, searches first, with the folder locked.
+        """Run what is missing, with the folder locked: searches first, and the runs of each once it has chosen.
 
         Args:
             retry: run what failed, too.
@@ -151,13 +153,7 @@ class Session:
             check.models([job.config for job in self.waiting()], self.plans)
             self.folder.write(self.command, self.jobs)
             try:
-                if self.searches:
-                    self._run_searches(slots)
-                    kept = self.folder.failures
-                    self.refresh()
-                    self.folder.failures = kept
-                    check.models([job.config for job in self.waiting()], self.plans)
-                self._run_jobs(slots, drop)
+                self._run(slots, drop)
             except Stopped as stopped:
                 raise Stopped(
                     stopped.signal,
@@ -166,22 +162,56 @@ class Session:
             finally:
                 self.folder.write(self.command, self.jobs)
 
-    def _run_searches(self, slots: Sequence[Environment]) -> None:
-        works: dict[Work, Search] = {}
+    def _run(self, slots: Sequence[Environment], drop: bool) -> None:
+        places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
+        self.dropped += sum(map(drop_checkpoints, places)) if drop else 0
+        seconds, waiting = self._seconds(drop), self.waiting()
+        done = len(self.jobs) - len(waiting)
+        works: dict[Work, Search | Job] = {}
+        coming: dict[Search, int] = {}  # runs of each search that has not ended
         for search in self.searches:
             if search.key not in self.folder.failures:
                 log = self.folder.log(f"tune-{search.name}")
                 works[Work(f"tune {search.name}", search.command(), search.path, log)] = search
+                coming[search] = len({content_key(cell.config) for cell in search.cells})
+        works |= map(self._work, waiting)
+        queue = list(works)
 
         def ended(work: Work, error: str | None) -> tuple[bool, str]:
-            search = works[work]
-            search.look()
-            if error is not None or not search.finished:
-                return self._unfinished(search.key, error)
-            return True, " ".join(search.chosen()[:-1])
+            what = works[work]
+            if isinstance(what, Job):
+                return self._run_ended(work, what, error, drop)
+            del coming[what]
+            what.look()
+            if error is not None or not what.finished:
+                return self._unfinished(what.key, error)
+            self._take_chosen()
+            self.folder.name(self.jobs)
+            begun = {known.key for known in works.values()}
+            more = dict(self._work(job) for job in self.waiting() if job.key not in begun)
+            works.update(more)
+            queue.extend(more)
+            return True, " ".join(what.chosen()[:-1])
 
-        with View(len(works), 0, {}, lambda work: "tune", ended) as view:
-            pool.run(list(works), slots, view)
+        def kind(work: Work) -> str:
+            what = works[work]
+            return what.config.method.name if isinstance(what, Job) else view.SEARCH
+
+        def total() -> int:
+            return done + len(works) + sum(coming.values())
+
+        with view.View(total, done, seconds, kind, ended) as shown:
+            pool.run(queue, slots, shown)
+
+    def _work(self, job: Job) -> tuple[Work, Job]:
+        place = self.folder.place(job)
+        return Work(place.name, self.folder.command(job), place, self.folder.log(place.name)), job
+
+    def _run_ended(self, work: Work, job: Job, error: str | None, drop: bool) -> tuple[bool, str]:
+        if not (work.path / "results.json").is_file():
+            return self._unfinished(job.key, error)
+        self.dropped += drop_checkpoints(work.path) if drop else 0
+        return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
 
     def _unfinished(self, key: str, error: str | None) -> tuple[bool, str]:
         """Note that a run or search has failed with ``error``, or was stopped, and say so."""
@@ -191,10 +221,9 @@ class Session:
         self.folder.write(self.command, self.jobs)
         return False, f"failed: {error}"
 
-    def _run_jobs(self, slots: Sequence[Environment], drop: bool) -> None:
-        waiting, seconds = self.waiting(), {}
-        places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
-        self.dropped += sum(map(drop_checkpoints, places)) if drop else 0
+    def _seconds(self, drop: bool) -> dict[str, list[float]]:
+        """Return the seconds of finished runs, by method, and tidy their directories."""
+        seconds: dict[str, list[float]] = {}
         for job in self.jobs:
             if self.folder.state(job) == "finished":
                 place = self.folder.place(job)
@@ -203,20 +232,7 @@ class Session:
                 taken = schema.read(place / "results.json").get("seconds")
                 if taken is not None:
                     seconds.setdefault(job.config.method.name, []).append(float(taken))
-        works: dict[Work, Job] = {}
-        for job in waiting:
-            place = self.folder.place(job)
-            works[Work(place.name, self.folder.command(job), place, self.folder.log(place.name))] = job
-
-        def ended(work: Work, error: str | None) -> tuple[bool, str]:
-            if not (work.path / "results.json").is_file():
-                return self._unfinished(works[work].key, error)
-            self.dropped += drop_checkpoints(work.path) if drop else 0
-            return True, f"last {schema.read(work.path / 'results.json')['last']:.1%}"
-
-        done = len(self.jobs) - len(waiting)
-        with View(len(self.jobs), done, seconds, lambda work: works[work].config.method.name, ended) as view:
-            pool.run(list(works), slots, view)
+        return seconds
 
     def shared(self) -> list[str]:
         """Return a line per method with a run that serves several cells."""

@@ -18,6 +18,8 @@ from everclip.sweep.pool import GRACE, Child, Watcher, Work
 from everclip.system.progress import duration
 from everclip.system.reading import parse_json
 
+SEARCH = "search"
+"""The kind of searches, whose times say nothing about those of runs."""
 REFRESH = 1.0
 """Seconds between reads of the running runs' logs."""
 
@@ -68,16 +70,16 @@ class View(Watcher):
     """Show a sweep on stderr. A context manager.
 
     Args:
-        total: works of the sweep, with those already done.
+        total: returns the number of works known so far, with those already done.
         done: works already done.
         seconds: times of finished runs by kind, to estimate those of others.
-        kind: returns the kind of a work, such as its method.
+        kind: returns the kind of a work: ``SEARCH``, or the run's method.
         ended: is called when a work has ended; returns whether it is done, and its outcome in words.
     """
 
     def __init__(
         self,
-        total: int,
+        total: Callable[[], int],
         done: int,
         seconds: Mapping[str, list[float]],
         kind: Callable[[Work], str],
@@ -129,7 +131,7 @@ class View(Watcher):
         left = self.seconds_left([other for other in self._running if other is not child], self._waiting)
         rest = f", about {duration(left)} left" if left else ""
         self.say(
-            f"[{self._done + self._failed}/{self._total}] {child.work.name}: {words}"
+            f"[{self._done + self._failed}/{self._total()}] {child.work.name}: {words}"
             f" ({duration(child.seconds)}{rest})"
         )
 
@@ -149,20 +151,24 @@ class View(Watcher):
         for child in running:
             table.add_row(escape(child.work.name), self._follow[child.work].look(), duration(child.seconds))
         failed = f", {self._failed} failed" if self._failed else ""
-        text = f"{self._done} of {self._total} done, {len(running)} running, {len(waiting)} waiting{failed}"
+        text = f"{self._done} of {self._total()} done, {len(running)} running, {len(waiting)} waiting{failed}"
         left = self.seconds_left(running, waiting)
         text += "" if left is None else f"; about {duration(left)} left"
         self._live.update(Group(table, text), refresh=True)
 
     def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
-        """Estimate the seconds left from times of runs of the same kind, else of all; None until one has ended."""
-        known = [value for values in self._seconds.values() for value in values]
-        if not known:
+        """Estimate the seconds left from times of works of the same kind, else of all runs; None until one has ended.
+
+        Runs count once one has ended, whatever searches have.
+        """
+        if not self._seconds:
             return None
         times = {name: fmean(values) for name, values in self._seconds.items()}
+        runs = [value for name, values in self._seconds.items() if name != SEARCH for value in values]
 
         def whole(work: Work) -> float:
-            return times.get(self._kind(work), fmean(known))
+            kind = self._kind(work)
+            return times.get(kind, fmean(runs) if runs and kind != SEARCH else 0.0)
 
         left = [max(0.0, whole(child.work) - child.seconds) for child in running]
         later = sum(map(whole, waiting))
