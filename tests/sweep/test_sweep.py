@@ -283,6 +283,10 @@ def test_runs_wait_for_their_own_search_alone(
         (["--tune", "lr=1e-4,fast"], 'train.lr is "fast"'),
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),
         (["--tune", "train.lr_text=0,1", "train.lr_text=0"], "is given twice"),
+        (
+            ["--tune", "lr=1e-4,1e-3", "scenario.kind=few-shot", "scenario.shots=1", "scenario.base=2"],
+            "--tune: task 2 has one training image of each class",
+        ),
         (["--jobs", "0"], "--jobs is 0"),
         (["--slurm-set", "timeout_min=5"], "use --slurm too"),
         (["--slurm", "--print"], "use one of the two"),

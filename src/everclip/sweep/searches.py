@@ -148,7 +148,7 @@ def searches(
         if search is not None:
             there.place(search)
             found.append(search)
-    _check(found, shared | {key: values for some in own.values() for key, values in some.items()})
+    _check(found, shared | {key: values for some in own.values() for key, values in some.items()}, plans)
     return found
 
 
@@ -249,14 +249,26 @@ def _words(file: Path, keys: Iterable[str]) -> list[str]:
     return [f"{key}={toml_text(found[key]) if key in found else 'none'}" for key in keys]
 
 
-def _check(found: Sequence[Search], given: Mapping[str, list[str]]) -> None:
-    """Raise UserError with every complaint about a value of a search."""
+def trial(config: Config, share: float | None) -> Config:
+    """Return the config with another fraction of held-out training images."""
+    scenario = config.scenario.model_copy(update={"validation": share})
+    return config.model_copy(update={"scenario": scenario})
+
+
+def _check(found: Sequence[Search], given: Mapping[str, list[str]], plans: Mapping[str, Plan]) -> None:
+    """Raise UserError with every complaint about a value of a search, and about the images that trials hold out."""
     with check.complaints("--tune: ") as noted:
         for search in found:
             words = (f"{key}={value}" for key in search.grid for value in given.get(key, []))
             for word in words:
                 with noted():
                     resolve(load_config([*search.cells[0].words, word]))
+        configs = [(search.cells[0].config, search.share) for search in found]
+        for config, share in {
+            repr([check.setting(one), share]): (one, share) for one, share in configs
+        }.values():
+            with noted():
+                Plan.of(trial(config, share), plans[check.setting(config)].data)
 
 
 def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:

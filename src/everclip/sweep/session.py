@@ -117,11 +117,11 @@ class Session:
         for search in self.searches:
             distinct = {content_key(cell.config): cell.config for cell in search.cells}
             configs += [(config, 1) for config in distinct.values()]
-            configs.append((_validated(search.cells[0].config, search.share), search.left))
+            configs.append((searches.trial(search.cells[0].config, search.share), search.left))
         total = 0.0
         shared: dict[str, float] = {}  # paid once by all runs that keep the same activations
         for config, runs in configs:
-            plan = Plan.of(config, self.plans[check.setting(_validated(config, None))].data)
+            plan = Plan.of(config, self.plans[check.setting(searches.trial(config, None))].data)
             found = pace.of_plan(plan)
             if found is None:
                 return None
@@ -286,9 +286,3 @@ class Session:
         except UserError as error:
             print(f"no comparison: {error}", file=sys.stderr)
             return None
-
-
-def _validated(config: Config, share: float | None) -> Config:
-    """Return the config with another fraction of held-out training images."""
-    scenario = config.scenario.model_copy(update={"validation": share})
-    return config.model_copy(update={"scenario": scenario})
