@@ -81,15 +81,16 @@ class Set(NamedTuple):
     """Where searches of the length begin; None: at the method's own."""
 
 
-def _classes(data: str, small: int, large: int) -> dict[str, Set]:
+def _classes(data: str, small: int, large: int, epochs: int | None = None) -> dict[str, Set]:
     """Return the sets of panel b on one data set: no memory, and two sizes of it, shared among the classes seen."""
     name, data = data.rpartition(":")[2], f"data={data}"
+    words = (*WITH, *ORDERS, f"memory.budget={small},{large}")
     return {
-        f"{name}-0": Set("b", (data, *WITHOUT, *TEN, *ORDERS), 3e-5),
+        f"{name}-0": Set("b", (data, *WITHOUT, *TEN, *ORDERS), 3e-5, epochs=epochs),
         f"{name}-joint": Set("b", (data, *JOINT, *TEN, *ORDERS)),
         f"{name}-joint-linear": Set("b", (data, *LINEAR, *TEN, *ORDERS)),
-        name: Set("b", (data, *WITH, *ORDERS, f"memory.budget={small},{large}")),
-        f"{name}-ours": Set("b", (data, *OURS, *ORDERS, f"memory.budget={large}")),
+        name: Set("b", (data, *words), epochs=epochs),
+        f"{name}-ours": Set("b", (data, *OURS, *ORDERS, f"memory.budget={large}"), epochs=epochs),
     }
 
 
@@ -106,7 +107,9 @@ def _cifar() -> dict[str, Set]:
 
 
 SETS = {
-    **_classes("emoji", 100, 1000),
+    **_classes(
+        "emoji", 100, 1000, epochs=10
+    ),  # few images: begun at 5, a third of searches ended at their limit, 20
     **_classes("imagefolder:caltech50", 50, 500),
     **{
         name: Set("b", ("data=imagefolder:caltech50", *words, *FIVE, *ORDERS, "memory.budget=50"))
