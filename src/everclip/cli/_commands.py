@@ -93,7 +93,7 @@ COMMANDS = {
         """\
   everclip report runs/X -o x.html
   everclip report runs/* -o figure1.html
-  everclip report runs/S --figures figures/   # SVG, PDF, CSV of each figure
+  everclip report runs/S --figures figures/   # SVG, PDF, PNG, CSV of each figure
 """,
     ),
     "reproduce": Command(
@@ -205,7 +205,9 @@ COMMANDS = {
         "List the methods, or explain one with its options.",
         "  everclip methods\n  everclip methods gdro\n  everclip methods gdro --json\n",
     ),
-    "datasets": _listing("datasets", "imagefolder", "List the data sources, or explain one."),
+    "datasets": _listing(
+        "datasets", "imagefolder", "List the data sources, explain one, or check a data set."
+    ),
     "data": Command(
         _LOOK,
         "Find pictures that are there twice, labels in doubt, broken and tiny pictures.",

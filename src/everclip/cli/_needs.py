@@ -185,8 +185,8 @@ def disk(config: Config, model: Costs, sizes: Sizes) -> Iterator[Finding]:
     source, argument = data.source(config.data, config.source.options)
     files = source.remotes()
     if files and source.missing(argument):
-        # archives are removed once unpacked, which takes about as much again
-        size = 2 * sum(file.size for file in files)
+        # unpacking takes about an archive's size, and the archive is removed before the next one comes
+        size = sum(file.size for file in files) + max(file.size for file in files)
         wanted.append(("the data", home(config.data.partition(":")[0], argument), size))
     by_disk: dict[int, list[tuple[str, Path, float]]] = {}
     for what, place, size in wanted:

@@ -1,7 +1,7 @@
 """Run the command ``everclip``; each command is loaded when it runs, so that ``--help`` imports no torch.
 
-Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 75 preempted, 130 interrupted; a run that
-was stopped is saved, and the same command continues it.
+Exit codes: 0 done, 1 failed, 2 usage or bad input (one line, no traceback), 3 a gate was not met, 75 preempted, 130
+interrupted; a run that was stopped is saved, and the same command continues it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def compare(
         runs: Run directories, or folders of them, such as a sweep's.
         by: Comma-separated config keys: one table per value (default: memory.budget, where it varies).
         metric: Comma-separated numbers of results.json; the first one is tested (default: last, average, forgetting;
-            for images with captions also recall@1 in both directions).
+            for images with captions also recall@1 in both directions, and for streams their own measures).
         over: Comma-separated config keys that make repetitions.
         against: The method, or row, to test against (default: the best in each table).
         equal: One table per level of this cost, in which every method enters with its most expensive setting that costs

@@ -39,13 +39,13 @@ def sweep(
             method only; out is the folder for the run directories.
         tune: KEY=A,B: first choose its value per method and memory size, without the test set (see everclip tune). all:
             choose rates, epochs and the method's own constants, except those set by KEY=VALUE, with the same number of
-            trials for each.
+            trials for each. rates: choose the rates of what trains.
         trials: That number (default: 24). With --tune KEY=A,B too, a grid then grows while its best value lies at an
             edge.
         from_: Finished runs to fork: each run starts from the state of the one with its data, method and seed after
             --from-stage tasks.
         from_stage: The number of these tasks.
-        jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core).
+        jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core, at most 16).
         threads: Threads per run.
         retry: Run failed runs again.
         smoke: Make each run a trial run: two tasks, few images, two steps each.

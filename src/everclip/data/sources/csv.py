@@ -3,13 +3,13 @@
     path,label,split,domain
     photos/1.jpg,cat,train,sketch
 
-Paths are relative to the list's folder and stay inside it, links included. The columns come in any order, separated by
-commas or tabs; `image`, `file` or `filepath` stands for `path`, `class` for `label`; others are ignored. `split` is
-train, test or val: val stands for a missing test part, and is left out beside one. Without a test part, a fifth of each
-class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical order unless
-`scenario.order` lists them. With `scenario.kind=time` or `data-incremental` a column `time`, `date` or `timestamp` has
-a number or a date such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside the list
-override names and prompt.
+Paths are relative to the list's folder and stay inside it, links included. Columns come in any order, separated by
+commas, tabs or semicolons; `image`, `file`, `filepath` stand for `path`, `class` for `label`; others are ignored.
+`split` is train, test or val: val stands for a missing test part, and is left out beside one. Without a test part, a
+fifth of each class in each domain is held out, by a hash of the file's name. The domains are learned in alphabetical
+order unless `scenario.order` lists them. With `scenario.kind=time` or `data-incremental` a column `time`, `date` or
+`timestamp` has a number or a date such as 2024-05-31T12:00 for each image. `classnames.txt` and `templates.txt` beside
+the list override names and prompt.
 
 A list without labels may have captions, for image-text pairs:
 

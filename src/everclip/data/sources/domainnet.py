@@ -3,7 +3,8 @@
 DIR, or `$EVERCLIP_DATA/domainnet`, else a folder in everclip's cache, holds the folders `real`, `quickdraw`,
 `painting`, `sketch`, `infograph` and `clipart` (or `real.zip`, ..., which are unpacked) and the official lists
 `real_train.txt`, `real_test.txt`, ..., there or in `splits/`. What is missing is downloaded from
-http://ai.bu.edu/M3SDA/ (18 GB in all, and as much again once unpacked); a download that broke off goes on where it was.
+http://csr.bu.edu, where http://ai.bu.edu/M3SDA/ offers it (18 GB in all; an archive is removed once it is unpacked). A
+download that broke off goes on where it was.
 
     everclip train data=domainnet scenario.kind=domain-incremental
 
