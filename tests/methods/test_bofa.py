@@ -14,7 +14,7 @@ from everclip.methods.shared.prototypes import free, moments
 from everclip.models import zoo
 from everclip.models.pooled import both, projection_of
 from tests.methods.closed import near
-from tests.methods.stages import Course, clip_with
+from tests.methods.stages import Course, batch, clip_with
 
 X = torch.tensor([[2, 0, 1], [1, 0, 1], [2, 1, 1]], dtype=torch.float64)
 FIRST = torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.float64)
@@ -44,6 +44,21 @@ def test_a_projection_is_what_the_tower_ends_with(toy: str, convolutional: str) 
             output, rows = both(clip.model.visual, clip.normalise(clip.blank(2)))
         weight, bias = projection_of(clip.model.visual)
         assert_close(rows @ weight.T + bias, output)
+
+
+@pytest.mark.parametrize("classes", ["present", "seen"])
+def test_without_exemplars_the_loss_is_over_present_classes(classes: str, toy: str, photos: str) -> None:
+    course = course_of(toy, photos, f"method.classes={classes}").learn(0)
+    task = course.enter(1, memory=False)
+    method, (read, train, _) = course.method, course.learner.phases(task)
+    course.phase(task, read, 1)
+    on = batch(list(task.classes) * 2)
+    features = method.encode(course.clip, on, train)
+    places = method.places(torch.tensor(task.classes if classes == "present" else method.seen))
+    z = normalize(features["rows"] @ method.weight.T, dim=1)
+    logits = features["scale"].log() * z @ method.mixed(method.text, method.weight)[places].T
+    target = torch.tensor([places.tolist().index(at) for at in method.places(on.labels).tolist()])
+    assert_close(method.loss(features, on, train)["cross_entropy"], cross_entropy(logits, target))
 
 
 def test_the_loss_by_hand(toy: str, photos: str) -> None:

@@ -102,6 +102,14 @@ def test_the_decoder_attends_within_a_task_and_to_images(toy: str, photos: str) 
         assert not torch.allclose(method.adapted(z[:1, None], text), u)
 
 
+def test_a_domain_that_brings_every_class_is_no_exemplar(toy: str, domains: str) -> None:
+    tokens = (f"data={domains}", f"model={toy}", "method=clap4clip", "method.draws=3")
+    course = Course.of(*tokens, "scenario.kind=domain-incremental").learn(0)
+    for memory, phases in ((False, ["train"]), (True, ["train", "balance"])):
+        task = course.enter(1, memory=memory)
+        assert [phase.name for phase in course.learner.phases(task)] == phases
+
+
 @pytest.mark.parametrize("memory", [True, False])
 def test_the_second_phase_needs_exemplars(memory: bool, toy: str, photos: str) -> None:
     course = Course.of(f"data={photos}", f"model={toy}", *BOTH, "method.classes=seen").learn(0)

@@ -244,6 +244,16 @@ def test_a_head_is_learned_anew_on_the_features_of_each_image(name: str, toy: st
 
 
 @BOTH
+def test_a_head_stays_where_the_memory_has_just_lost_a_class(name: str, toy: str, photos: str) -> None:
+    lesson = course(name, toy, photos).learn(0)
+    task, method = lesson.enter(1), lesson.method
+    lesson.phase(task, *method.phases(task))
+    head = state(method.head)
+    method.end_task(lesson.clip, task, [batch(list(task.classes) * 2)], [])
+    assert same(state(method.head), head)
+
+
+@BOTH
 def test_no_head_is_trained_anew_without_exemplars(name: str, toy: str, photos: str) -> None:
     lesson = course(f"{name} method.retrain_penalty=none", toy, photos).learn(0)
     assert len(lesson.method.phases(lesson.enter(1, memory=False))) == 1

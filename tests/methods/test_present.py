@@ -58,3 +58,16 @@ def test_dark_replay_compares_stored_outputs_of_all_classes(toy: str, photos: st
     known = len(course.plan.tasks[0].classes + first.classes)
     distance = (10 * (outputs[:, :known] - held[:1])).square().mean()
     assert_close(terms["dark"], 0.3 * distance)
+
+
+def test_dark_replay_asks_nothing_of_the_logit_scale(toy: str, photos: str) -> None:
+    """Stored outputs are cosines."""
+    course = Course.of(f"data={photos}", f"model={toy}", "scenario.tasks=2", "method=dark_er").learn(0)
+    task, method = course.enter(1), course.method
+    old = course.plan.tasks[0].classes
+    on = batch([*task.classes, *old], [True] * len(task.classes) + [False] * len(old))
+    method.stored[0].set(on.ids, torch.zeros(len(on), len(old)))
+    features = {name: value.detach() for name, value in method.encode(course.clip, on, Phase()).items()}
+    features["scale"].requires_grad_()
+    method.loss(features, on, Phase())["dark"].backward()
+    assert_close(features["scale"].grad, torch.zeros(()), atol=1e-6, rtol=0)

@@ -55,6 +55,16 @@ def test_rows_of_two_tasks_are_those_of_one() -> None:
     assert_close(both[1:], whole[1:])
 
 
+def test_a_class_without_a_readable_image_is_in_no_pair(course: Course) -> None:
+    lost = course.seen[0]
+    course.method.kept = {
+        key: value for key, value in course.method.kept.items() if not key.endswith(f"{lost}.0")
+    }
+    course.enter(1)
+    assert course.method._pairs
+    assert lost not in [course.method.seen[old] for old, _ in course.method._pairs]
+
+
 def test_the_loss_by_hand(course: Course) -> None:
     task = course.enter(1)
     method, (phase,) = course.method, course.learner.phases(task)

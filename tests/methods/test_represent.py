@@ -242,7 +242,8 @@ def test_the_probe_is_learned_on_kept_features_of_one_pass(name: str, toy: str, 
 @pytest.mark.parametrize("start", ["fresh", "kept"])
 def test_where_rows_begin(start: str, toy: str, photos: str) -> None:
     """Rows without images are never touched, those with images begin anew or as they were."""
-    lesson = course("cassle", toy, photos, f"method.probe_start={start}", "method.head_init=zero_shot")
+    tokens = (f"method.probe_start={start}", "method.head_init=zero_shot", "method.probe_epochs=1")
+    lesson = course("cassle", toy, photos, *tokens)
     method = lesson.learn(0).method
     old = list(lesson.plan.tasks[0].classes)
     learned = rows(method.head, old)
@@ -254,6 +255,20 @@ def test_where_rows_begin(start: str, toy: str, photos: str) -> None:
         names = [lesson.plan.prompts.names[label] for label in old]
         text = lesson.clip.class_embeddings(names, lesson.plan.prompts.templates)
     assert_close(rows(method.head, old), text if start == "fresh" else learned)
+
+
+@pytest.mark.parametrize("name", ["co2l", "cclis", "cassle method.probe=mixed"])
+def test_rows_stay_where_the_memory_has_just_lost_their_classes(name: str, toy: str, photos: str) -> None:
+    name, *options = name.split()
+    lesson = course(name, toy, photos, *options).learn(0)
+    method, old = lesson.method, list(lesson.plan.tasks[0].classes)
+    learned = rows(method.head, old)
+    assert learned.any()
+    task = lesson.enter(1)
+    lesson.phase(task, *lesson.learner.phases(task))
+    method.end_task(lesson.clip, task, [lesson.sample(task)], [])
+    assert torch.equal(rows(method.head, old), learned)
+    assert rows(method.head, list(task.classes)).any(1).all()
 
 
 def test_cassle_keeps_exemplars_for_the_probe_alone_if_at_all(toy: str, photos: str) -> None:

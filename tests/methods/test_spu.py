@@ -49,6 +49,7 @@ def test_golden_scores(kind: str, expected: list[float], best: list[int]) -> Non
     method = spu(score=kind)
     for gradient in GRADIENTS:
         method._read("w", torch.tensor(gradient, dtype=torch.float64))
+    method._read("w", torch.tensor([0, float("nan"), 0, 1], dtype=torch.float64))  # a step that is skipped
     near(method.kept["score w"], expected)
     assert largest(method.kept["score w"].abs(), 0.5).nonzero()[:, 0].tolist() == best
 

@@ -83,6 +83,12 @@ def test_the_rate_of_heads_is_tied_to_no_other() -> None:
     assert resolve(load_config(["train.lr=0.1", "defaults=1"])).train.lr_head == 1.0
 
 
+def test_a_wrapped_method_learns_at_its_own_rates() -> None:
+    for tokens, epochs in ((["method=wise_ft"], 5), (["method=joint"], 15)):
+        train = resolve(load_config([*tokens, "method.loss=proof"])).train
+        assert (train.lr_head, train.epochs) == (1e-4, epochs)
+
+
 def test_the_rate_of_lite_by_generations() -> None:
     assert (resolve(load_config([])).train.lr, resolve(load_config(["defaults=1"])).train.lr) == (3e-5, 3e-4)
 

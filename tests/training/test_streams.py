@@ -45,6 +45,21 @@ def tokens(toy: str, joined: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("method", ["rapf", "moe_adapters", "cmoa"])
+def test_what_classifies_by_names_answers_for_classes_to_come(
+    tokens: list[str], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own adapters: the pretrained tower, which is that of ``Handed``, has not forgotten anything."""
+
+    def handed(*_: object) -> None:
+        raise AssertionError("the text tower of the model answers")
+
+    monkeypatch.setattr(testing, "Handed", handed)
+    run(tmp_path / "run", *tokens, f"method={method}")
+    with pytest.raises(AssertionError, match="the text tower"):
+        run(tmp_path / "other", *tokens, "method=ridge")
+
+
 @pytest.mark.parametrize("task_id", ["known", "unknown"])
 @pytest.mark.parametrize("method", ["ridge", "zero_shot", "finetune"])
 def test_cross_domain_tests_every_data_set_after_each(

@@ -12,6 +12,7 @@ methods/shared/gaussian.py. The code has the scale's logarithm, 4.6, in place of
 outweighs the cosines at its weight of 0.1. In the paper, known from notes on it, M is the sum of all X'X
 (`moments=sum`) and v_k follows W (`visual=current`). Both choose the mix by a grid on training images; here it is an
 option to search. Their linear heads on x, which do not touch W, are left out, and so is what the paper does with them.
+The loss runs over `classes`: those with images now (in the code, all seen).
 
     Parameters  d x w projection; then rank x d
     State       the sum of projections, a w x w sum (fp64), the rule's w x w sums, two sums per class
@@ -32,9 +33,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from everclip.data.images import ImageSet
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Phase, Prompts, Task
+from everclip.methods.shared.classify import softmax_classes, softmax_labels
 from everclip.methods.shared.gaussian import Rule
-from everclip.methods.shared.head import Columns
+from everclip.methods.shared.head import Columns, columns
 from everclip.methods.shared.prototypes import READ, Projected, free, moments
 
 SAFE = "safe"
@@ -54,6 +57,7 @@ class Bofa(Projected):
         visual: Literal["first", "current"] = Field(
             default="first", description="projection of the class means: the tower's own, or as learned"
         )
+        classes: Literal["seen", "present"] = softmax_classes()
         scale: Literal["log", "exp"] = Field(default="log", description="scale of cosines in the loss")
         moments: Literal["mean", "sum"] = Field(
             default="mean", description="M: mean over tasks, or over images"
@@ -65,6 +69,7 @@ class Bofa(Projected):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.moved, self._basis = nn.Parameter(torch.zeros(1, 1)), torch.zeros(1, 1)
+        self._labels: list[int] = []
 
     def build(self, clip: Clip, width: int) -> None:
         super().build(clip, width)
@@ -72,6 +77,10 @@ class Bofa(Projected):
         self.moved = nn.Parameter(first.new_zeros(len(first), min(self.config.rank, first.shape[1])))
         self.kept |= {"total": torch.zeros_like(first), "tasks": torch.zeros(1, device=clip.device)}
         self.kept["moments"] = torch.zeros(first.shape[1], first.shape[1], dtype=torch.float64)
+
+    def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
+        super().begin_task(clip, task, train)
+        self._labels = softmax_labels(self.config.classes, self.seen, train)
 
     def phases(self, task: Task) -> list[Phase]:
         safe = [Phase(SAFE, self.config.safe_epochs)] if task.index else []
@@ -91,7 +100,7 @@ class Bofa(Projected):
         """Return W of a phase."""
         return self.first + self.moved @ self._basis.T if phase == SAFE else self.weight
 
-    def classes(self, text: Float[Tensor, "c d"], weight: Float[Tensor, "d w"]) -> Float[Tensor, "c d"]:
+    def mixed(self, text: Float[Tensor, "c d"], weight: Float[Tensor, "d w"]) -> Float[Tensor, "c d"]:
         """Return p of the classes seen; of one without images its embedding."""
         means, mix = self.prototypes(), self.config.mix
         used = self.first if self.config.visual == "first" else weight.detach()
@@ -110,8 +119,9 @@ class Bofa(Projected):
         weight, scale = self.projection(phase.name), features["scale"]
         z = self.project(features["rows"], weight)
         sharp = scale.log() if self.config.scale == "log" else scale
-        logits = sharp * z @ self.classes(self.text, weight).T
-        return {"cross_entropy": cross_entropy(logits, self.places(batch.labels).to(z.device))}
+        where = self.places(torch.tensor(self._labels))
+        logits = sharp * z @ self.mixed(self.text, weight)[where].T
+        return {"cross_entropy": cross_entropy(logits, columns(self._labels, batch.labels).to(z.device))}
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
@@ -130,7 +140,7 @@ class Bofa(Projected):
         known = [label for label in self.seen if self.kept["counts"][label] > 0]
         weight = self.kept["total"] / self.kept["tasks"].clamp(min=1)
         places = [self.seen.index(label) for label in known]
-        p, g, share = self.classes(self.text, weight)[places], Rule(self.kept).scorer(known), self.config.rule
+        p, g, share = self.mixed(self.text, weight)[places], Rule(self.kept).scorer(known), self.config.rule
 
         def score(images: Images) -> Float[Tensor, "b c"]:
             rows = self.pooled(clip, images)

@@ -134,7 +134,7 @@ class Cclis(Represent):
             (self.projector(clip.encode_image(b.images)).cpu(), b.labels, b.domains, b.ids) for b in batches
         ]
         rows, labels, domains, ids = (torch.cat(column) for column in zip(*met, strict=True))
-        logits = normalize(rows, dim=1).double() @ self.prototypes.double().cpu().T / self.config.tau
+        logits = normalize(rows, dim=1).double() @ self.prototypes.cpu().double().T / self.config.tau
         scores = draw_scores(logits, self.head.columns(labels))
         self.drawn.set(ids, shares(scores, labels + len(self.prompts.names) * domains)[:, None])
         return dict(zip(ids.tolist(), scores.tolist(), strict=True))

@@ -86,7 +86,9 @@ class Clap4clip(Frozen):
         super().begin_task(clip, task, train)
         self._per_template = self.per_template(clip)
         self._labels = softmax_labels(self.config.classes, self.seen, train)
-        self._balanced = bool(self.old) and set(self.seen) <= set(np.unique(train.labels).tolist())
+        exemplars = np.isin(train.ids, task.train.ids, invert=True).any()
+        every = set(self.seen) <= set(np.unique(train.labels).tolist())
+        self._balanced = bool(self.old and exemplars and every)
 
     def phases(self, task: Task) -> list[Phase]:
         rates = {"lr_head": self.config.balance_lr}

@@ -144,4 +144,6 @@ class Cmoa(Classify):
         if self.config.head == "text":
             head = Head()
             head.grow(labels, self.embed(clip, labels))
-        return HeadClassifier(partial(self.features, clip), head, labels, clip.logit_scale.exp())
+        found = HeadClassifier(partial(self.features, clip), head, labels, clip.logit_scale.exp())
+        found.any_name = self.config.head == "text"
+        return found

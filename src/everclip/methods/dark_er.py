@@ -87,7 +87,7 @@ class DarkEr(Classify):
     def _outputs(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b k"]:
         if self.config.target == "feature":
             return features["image"]
-        return self.logits(features) / features["scale"].detach()
+        return self.logits(features) / features["scale"]
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         logits = self.logits(features)

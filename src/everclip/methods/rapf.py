@@ -81,7 +81,8 @@ class Rapf(Sampled):
         self._before = self.adapter.weight.detach().clone()
         self.prepare(self.config.shrink)
         near = torch.cdist(self.text[: self.old], self.text[self.old :]) < self.config.theta
-        self._pairs = [(a, self.old + b) for a, b in near.nonzero().tolist()]
+        drawn = {label_of(name) for name in self.roots}  # not of a class without a readable image
+        self._pairs = [(a, self.old + b) for a, b in near.nonzero().tolist() if self.seen[a] in drawn]
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         yield from self.adapter.parameters()
@@ -116,7 +117,7 @@ class Rapf(Sampled):
         """Describe the task's classes; fuse the matrix with the one before."""
         self.remember(clip, new)
         if task.index > 0 and self.config.fuse is not None:
-            fused = fuse(self._before.double(), self.adapter.weight.double(), self.config.fuse)
+            fused = fuse(self._before.cpu().double(), self.adapter.weight.cpu().double(), self.config.fuse)
             self.adapter.weight.copy_(fused)
 
     @torch.no_grad()

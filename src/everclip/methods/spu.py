@@ -112,6 +112,8 @@ class Spu(Kept):
                 self._hooks.append(value.register_hook(lambda g, name=name, read=read: read(name, g)))
 
     def _read(self, name: str, gradient: Tensor) -> None:
+        if not gradient.isfinite().all():  # of a batch that train.nonfinite=skip leaves out
+            return
         parts = ("sum", "score") if self.config.score == "code" else ("score",)
         for part in parts:  # the code's gradient is the sum of all so far
             gradient = self.kept.get(f"{part} {name}", 0) + gradient

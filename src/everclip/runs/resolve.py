@@ -6,7 +6,7 @@ from typing import Any
 
 from everclip import data
 from everclip.config.fields import before, own_options
-from everclip.config.models import NEWEST, Config, MethodChoice, Section, Train
+from everclip.config.models import NEWEST, Config, MethodChoice, MethodConfig, Section, Train
 from everclip.config.sections import Choice
 from everclip.config.sources import one_length
 from everclip.config.values import written
@@ -15,7 +15,7 @@ from everclip.data.scenarios import build
 from everclip.errors import UserError
 from everclip.methods import memory_policy, method_of
 from everclip.methods.base.method import Method
-from everclip.methods.base.registry import method_config
+from everclip.methods.base.registry import method_class, method_config
 from everclip.models.catalogue import FEATURES, LITE, recommended
 from everclip.models.tunings import tuning_of
 
@@ -46,7 +46,7 @@ def resolve(config: Config) -> Config:
     given = {name: value for name, value in fields.items() if value is not None or name == "clip_norm"}
     usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
     values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
-    advice = options.recommends
+    advice = _advice(options)
     if config.defaults < NEWEST and options.recommended_before is not None:
         advice = options.recommended_before
     values = one_length(one_length(one_length(values, advice), scenario.recommends), given)
@@ -65,6 +65,13 @@ def resolve(config: Config) -> Config:
             "tuning": Choice.model_validate(tuning.options),
         }
     )
+
+
+def _advice(options: MethodConfig) -> dict[str, Any]:
+    """Return the values of ``[train]`` that a method recommends, or else the method that it wraps."""
+    if options.wraps is None or (inner := getattr(options, options.wraps[0])) == "none":
+        return options.recommends
+    return one_length(method_class(inner).Config.recommends, options.recommends)
 
 
 def _of_features(config: Config, method: Method) -> Config:

@@ -50,7 +50,7 @@ def scores(
             return method.classifier(clip, labels)
         learned = seen(plan.tasks[: stage + 1])
         own = method.classifier(clip, learned)
-        if isinstance(own, TextClassifier):
+        if isinstance(own, Classifier) and own.any_name:
             return method.classifier(clip, labels)
         names = [plan.prompts.names[label] for label in labels]
         text = TextClassifier(clip, clip.class_embeddings(names, plan.prompts.templates))

@@ -68,6 +68,8 @@ class Classifier(nn.Module):
     """A map from images to scores, logits of a softmax when multiplied with ``to_logits``."""
 
     to_logits: float = 1.0
+    any_name: bool = False
+    """Whether it answers for classes by their names, learned or not."""
 
 
 def sharpness(classifier: nn.Module) -> float:
@@ -77,6 +79,8 @@ def sharpness(classifier: nn.Module) -> float:
 
 class TextClassifier(Classifier):
     """Cosine similarity of images to class embeddings ``weights``, ``[c, d]`` of unit length."""
+
+    any_name = True
 
     def __init__(self, clip: Clip, weights: Float[Tensor, "c d"]) -> None:
         super().__init__()

@@ -163,8 +163,10 @@ class Expand(Method):
         if self.options.balance == "align":
             self.head.align(self._new)
         elif self._anew() and self.options.retrain_penalty is not None:
-            self._start_anew(clip)
             features, labels = features_once(partial(self._side_by_side, clip), task, new, memory)
+            if not set(self.head.labels) <= set(labels.tolist()):
+                return  # the memory, now smaller per class, has lost a class: its row is all that knows it
+            self._start_anew(clip)
             scale = clip.logit_scale.exp().detach()
             relearn(self.head, features, labels, scale, self.options.retrain_penalty)
 

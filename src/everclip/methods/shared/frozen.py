@@ -167,7 +167,9 @@ class Summed(nn.Module):
 
 
 class Cosines(Classifier):
-    """``<f(images), w_k>``, both of unit length; ``encode`` is f."""
+    """``<f(images), w_k>``, both of unit length; ``encode`` is f, and w_k the embeddings of the classes' names."""
+
+    any_name = True
 
     def __init__(self, clip: Clip, encode: Callable[[Images], Tensor], weights: Float[Tensor, "n d"]) -> None:
         super().__init__()

@@ -119,9 +119,10 @@ def label_of(name: str) -> int:
 
 def root(sigma: Float[Tensor, "d d"], shrink: bool) -> Float[Tensor, "d d"]:
     """Return the Cholesky factor of S + 1e-4 I, shrunk if asked for, in the type of S."""
-    floor = FLOOR * torch.eye(len(sigma), dtype=torch.float64, device=sigma.device)
-    found = sigma.double() + floor
-    return torch.linalg.cholesky(spread(found) if shrink else found).to(sigma.dtype)
+    found = sigma.cpu().double() + FLOOR * torch.eye(
+        len(sigma), dtype=torch.float64
+    )  # fp64 is not on every device
+    return torch.linalg.cholesky(spread(found) if shrink else found).to(sigma)
 
 
 class Rule:

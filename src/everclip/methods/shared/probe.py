@@ -105,17 +105,22 @@ class Probe(Method):
         self.head.grow_for(task, clip, self.prompts, self.options.head_init)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Note the classes that the probe will meet, and begin their rows anew."""
+        """Note the classes that the probe will meet, and begin their rows anew if it has a phase."""
         met = train.labels
         if self.probe_data == "new":
             met = met[np.isin(train.ids, task.train.ids)]
         met = set(np.unique(met).tolist())
         self._labels = [label for label in self.head.labels if label in met]
+        if self.options.probe_epochs is not None:
+            self._start(clip, self._labels)
+
+    @torch.no_grad()
+    def _start(self, clip: Clip, labels: list[int]) -> None:
+        """Begin the rows of these classes anew, unless they are to be kept."""
         if self.options.probe_start == "fresh":
-            rows = self.head.columns(torch.tensor(self._labels)).tolist()
-            with torch.no_grad():
-                self.head.weight[rows] = first_rows(self._labels, clip, self.prompts, self.options.head_init)
-                self.head.bias[rows] = 0
+            rows = self.head.columns(torch.tensor(labels)).tolist()
+            self.head.weight[rows] = first_rows(labels, clip, self.prompts, self.options.head_init)
+            self.head.bias[rows] = 0
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Learn the probe on kept features, unless it has had a phase."""
@@ -123,6 +128,8 @@ class Probe(Method):
             return
         kept = memory if self.probe_data == "mixed" else ()
         features, labels = features_once(clip.encode_image, task, new, kept)
+        there = set(labels.tolist())  # the memory may just have lost classes: their rows stay
+        self._start(clip, [label for label in self.head.labels if label in there])
         relearn(self.head, features, labels, clip.logit_scale.exp().detach(), self.options.probe_penalty)
 
     @final
