@@ -369,6 +369,51 @@ def test_class_orders_by_the_seed_are_repetitions_without_a_word(tmp_path: Path)
         compared(tmp_path)
 
 
+def test_orders_that_a_scenario_ignores_are_no_repetitions(tmp_path: Path) -> None:
+    for seed in range(3):
+        for order in (1993, 1994):
+            for method, gain in (("gcl", 0.0), ("gdro", 0.01 * seed)):
+                folder, asked = tmp_path / f"{method}-{seed}-{order}", {"scenario.order": order}
+                run_folder(folder, 0.5 + gain, method=method, seed=seed, config=asked)
+    assert rows(compared(tmp_path, over=["seed", "scenario.order"]))["gcl"]["test"]["n"] == 3
+
+
+def test_what_the_seed_does_not_change_differs_between_class_orders(tmp_path: Path) -> None:
+    for order in range(3):
+        for method in ("ncm", "gcl"):
+            folder, asked = tmp_path / f"{method}-{order}", {"scenario.order": order}
+            run_folder(
+                folder,
+                0.5 + order / 10,
+                method=method,
+                classes=[*"abcd"[order:], *"abcd"[:order]],
+                config=asked,
+            )
+    for row in rows(compared(tmp_path, over=["scenario.order"])).values():
+        assert row["random"]
+    assert not rows(compared(tmp_path / "ncm-0"))["ncm"]["random"]
+
+
+def test_a_memory_that_ended_empty_has_its_own_size(tmp_path: Path) -> None:
+    for budget in (2, 200, 1000):
+        run_folder(tmp_path / f"m{budget}", budget / 1000, budget=budget, memory_bytes=budget - 2)
+    found = compared(tmp_path)
+    assert [section["by"] for section in found["sections"]] == [{"memory.budget": n} for n in (2, 200, 1000)]
+    assert [rows(found, k)["gcl"]["metrics"]["last"]["mean"] for k in range(3)] == [0.002, 0.2, 1.0]
+
+
+def test_runs_that_fit_no_section_have_one(tmp_path: Path) -> None:
+    run_folder(tmp_path / "ncm", 0.5, method="ncm", config={"data": "photos"})
+    alone = compared(tmp_path, by=["memory.budget"])
+    assert json.loads(json.dumps(alone["sections"]))[0]["by"] == {"memory.budget": "any"}
+    run_folder(tmp_path / "gcl", 0.5)
+    found = compared(tmp_path, by=["data", "memory.budget"])
+    assert [[*rows(found, k)] for k in range(2)] == [["gcl", "zero_shot"], ["ncm", "zero_shot"]]
+    for key in ("by", "over"):
+        with pytest.raises(UserError, match=r'no run has the key "method\.marign"'):
+            compared(tmp_path / "gcl", **{key: ["method.marign"]})
+
+
 def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(grid: Path) -> None:
     found = compared(grid, equal="bytes")
     labels = [list(rows(found, s))[:4] for s in range(len(found["sections"]))]

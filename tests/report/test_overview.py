@@ -16,6 +16,7 @@ from everclip.metrics.stats import interval
 from everclip.plots.matrix import forgotten
 from everclip.report.build import build, collect, write
 from everclip.report.many import class_table
+from everclip.report.tables import table, words
 from everclip.runs.tuned import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
@@ -267,6 +268,21 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
     assert "1 run of 2 recorded no probabilities: calibration is unknown." in page.text
     assert "Accuracy of the most confident answers" in page.text
+
+
+def test_runs_of_one_name_have_their_own_figures(tmp_path: Path) -> None:
+    places = [tmp_path / part / "gdro_s0" for part in "ab"]
+    for seed, place in enumerate(places):
+        write_run(place, seed=seed, **SMALL)
+    write(collect(places), tmp_path / "r.html", tmp_path / "figures")
+    names = [path.name for path in (tmp_path / "figures").iterdir()]
+    first, second = ([name for name in names if name.startswith(f"run{k}-gdro_s0-")] for k in (1, 2))
+    assert len(first) == len(second) > 0
+
+
+def test_a_column_left_out_moves_the_sorted_one() -> None:
+    columns, cells = ["class", "zero-shot", "mean"], [words("a"), words("–"), words("b")]
+    assert table("classes", columns, [cells], sorted_by=2).sorted_by == 1
 
 
 @pytest.mark.slow

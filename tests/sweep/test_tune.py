@@ -194,6 +194,14 @@ def test_tune_chooses_continues_and_writes_a_config(
     assert "tasks 1-2, 0.2 of their training images, memory 12, seed 0" in found["tuned_on"]
 
 
+def test_epochs_grow_to_four_times_the_configs_own_whoever_counts_them(tmp_path: Path) -> None:
+    trials = tuning._Trials(["method=mg_clip"], tmp_path, lambda run: {}, print)
+    start = resolve(load_config(["method=mg_clip", "method.epochs=2", "train.epochs=3"]))
+    for key, most in (("method.epochs", 8), ("train.epochs", 12)):
+        assert [trials.valid(start, key, str(most + more)) for more in (0, 1)] == [True, False]
+    assert trials.valid(start, "method.rank", "99")
+
+
 def test_equal_settings_are_trained_once(tmp_path: Path, tokens: list[str]) -> None:
     opened: list[Path] = []
 

@@ -241,6 +241,9 @@ def test_numbers_of_events_and_their_steps() -> None:
         (7, {"stage/accuracy_after_stage": 0.5}),
         (7, {"end/seconds": 3.0}),
     ]
+    resumed = Kept()
+    resumed.log("stage", {"stage": 0, "global_step": 7, "accuracy_after_stage": 0.5})
+    assert resumed.told == [(7, {"stage/accuracy_after_stage": 0.5})]
     untrained = Kept()
     untrained.log("stage", {"stage": 3, "accuracy_after_stage": 0.5})
     assert untrained.told[0][0] == 3

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -59,6 +60,7 @@ class Row:
     runs: dict[Repetition, Finished] = field(default_factory=dict)  # one per repetition
     # whether it stands for the pretrained model, whose numbers each of these runs has recorded
     recorded: bool = False
+    varied: bool = False  # whether its repetitions differ in more than the seed
 
     @property
     def reference(self) -> bool:
@@ -66,9 +68,14 @@ class Row:
         return self.method in REFERENCES
 
     @property
-    def random(self) -> bool:
+    def seeded(self) -> bool:
         """Whether its numbers could depend on the seed."""
         return any(seeded(run, self.recorded) for run in self.runs.values())
+
+    @property
+    def random(self) -> bool:
+        """Whether its numbers could differ between its repetitions."""
+        return self.varied or self.seeded
 
     @property
     def label(self) -> str:
@@ -150,11 +157,12 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
         over: config keys of repetitions, such as ``seed``.
     """
     for key in (*by, *over):
-        if all(_place(run, key) is None for run in runs):
+        if all(run.value(key) is None for run in runs):
             known = {name for run in runs for name in run.config}
             raise UserError(f'no run has the key "{key}"{suggest(key, known)}')
     placed = [(run, tuple(_place(run, key) for key in by)) for run in runs]
-    whole = [place for _, place in placed if ANY not in place] or [place for _, place in placed]
+    whole = [place for _, place in placed if ANY not in place]
+    whole += [at for _, at in placed if not any(_fits(at, place) for place in whole)]
     places = {json.dumps(place, default=lambda value: "any"): place for place in whole}
     ordered = sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place])
     parts = [[run for run, at in placed if _fits(at, place)] for place in ordered]
@@ -164,9 +172,10 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
         )
         for method in dict.fromkeys(run.method for run in runs)
     }
+    told = [("any" if at is ANY else at for at in place) for place in ordered]
     return [
         Section(dict(zip(by, place, strict=True)), _rows(part, options, over))
-        for place, part in zip(ordered, parts, strict=True)
+        for place, part in zip(told, parts, strict=True)
     ]
 
 
@@ -188,21 +197,35 @@ def _place(run: Finished, key: str) -> Any:
 def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: Sequence[str]) -> list[Row]:
     """Return the rows of one section, sorted; the pretrained model has one even without runs of its own."""
     rows: dict[str, Row] = {}
+    names: dict[str, str] = {}  # of class orders: where a scenario takes no number, several are one
+    at = partial(_repetition, names, over)
     for run in runs:
         row = Row(run.method, {key: run.config.get(key) for key in options[run.method]})
         row = rows.setdefault(row.label, row)
-        repetition = tuple(shown(run.value(key)) for key in over)
-        twin = row.runs.setdefault(repetition, run)
+        twin = row.runs.setdefault(at(run), run)
         if twin is not run and not without_memory(run):
             log.warning("%s repeats %s: left out", run.path, twin.path)
     if not any(row.method == REFERENCES[0] for row in rows.values()):
         recorded: dict[Repetition, Finished] = {}
         told = [run for run in runs if run.results.get("zero_shot") is not None and _curve(run)]
         for run in sorted(told, key=lambda run: -len(_curve(run))):  # that of joint has one stage
-            recorded.setdefault(tuple(shown(run.value(key)) for key in over), run)
+            recorded.setdefault(at(run), run)
         if recorded:  # features may come without text
             rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
+    for row in rows.values():
+        others = [[at for at, key in zip(each, over, strict=True) if key != "seed"] for each in row.runs]
+        row.varied = any(other != others[0] for other in others)
     return sorted(rows.values(), key=lambda row: order(row.method, row.label))
+
+
+def _repetition(names: dict[str, str], over: Sequence[str], run: Finished) -> Repetition:
+    """Return what tells a run from others of its row; orders that give the same tasks have the name of the first."""
+    found = [shown(run.value(key)) for key in over]
+    if "scenario.order" in over and (classes := run.results.get("classes")):
+        place = over.index("scenario.order")
+        same = json.dumps([classes, run.results.get("tasks")])
+        found[place] = names.setdefault(same, found[place])
+    return tuple(found)
 
 
 def at_every_seed(
@@ -216,7 +239,7 @@ def at_every_seed(
     rest = {at: (*at[:place], *at[place + 1 :]) for at in every}  # what differs besides the seed
     made: list[tuple[Row, dict[Repetition, float]]] = []
     for row, values in measured:
-        if not row.random:
+        if not row.seeded:
             known = {rest[at]: value for at, value in values.items()}
             values = {at: values.get(at, known[rest[at]]) for at in every if rest[at] in known}
         made.append((row, values))

@@ -79,7 +79,8 @@ def facts(run: Finished) -> dict[str, Any]:
             ANY if order is ANY else {"by the seed": sorted(order)} for order in (classes, tasks)
         )
         counts = ANY if counts is ANY else [sum(counts)]
-    counted = "all kept" if _keeps_all(str(config.get(_POLICY))) else "counted in exemplars"
+    every = config.get("memory.budget") == "all" or _keeps_all(str(config.get(_POLICY)))
+    counted = "all kept" if every else "counted in exemplars"
     return {
         **{key: results.get(key, config.get(name)) or ANY for key, name in _SAME.items()},
         **{key: value for key, value in config.items() if _is_fact(key)},
@@ -201,9 +202,11 @@ def without_memory(run: Finished) -> bool:
     """Return whether the run's method keeps no exemplars, whatever the budget."""
     if run.method in REFERENCES:
         return True
-    if run.value("memory.budget") not in (0, None):
-        return run.results.get("memory_bytes") == 0
-    return _ask(run)[0]
+    budget = run.value("memory.budget")
+    # a memory of fewer images than classes may end empty: that says nothing of the method
+    if budget is None or (isinstance(budget, int) and budget < len(run.results.get("classes") or "0")):
+        return _ask(run)[0]
+    return run.results.get("memory_bytes") == 0
 
 
 def seeded(run: Finished, recorded: bool = False) -> bool:

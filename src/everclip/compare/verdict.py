@@ -175,7 +175,7 @@ def _test(
     if not shared:
         return None
     flipped = sign_flip(first, second) if len(shared) > 1 else None
-    own = {at for each, known in (one, other) if each.random for at in known}
+    own = {at for each, known in (one, other) if each.seeded for at in known}
     more = {"sign_flip": flipped, "left_out": len(own.difference(shared))}
     return {"name": "paired t", **more, **paired(first, second)._asdict()}
 

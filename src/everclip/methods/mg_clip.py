@@ -48,7 +48,7 @@ class MgClip(Tuned):
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
-        search: ClassVar = {"epochs": (1, 2, 5), "rank": (4, 8, 16)}
+        search: ClassVar = {"epochs": (1, 2, 4), "rank": (4, 8, 16)}
         search_first: ClassVar = ("epochs",)
 
         epochs: int = Field(default=1, ge=1, description="E: epochs of the updates in each task")

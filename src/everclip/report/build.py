@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def write(report: Report, out: Path, figures: Path | None = None) -> Path:
     if figures is not None:
         for name, figure in overview.all_figures(whole) if whole else []:
             figure.save(figures, name)
-        for run in runs:
+        names = Counter(run["run"].name for run in runs)
+        for k, run in enumerate(runs, 1):
+            name = run["run"].name
             for figure in run["figures"].values():
-                figure.save(figures, f"{run['run'].name}-{figure.key}")
+                figure.save(figures, f"{name if names[name] == 1 else f'run{k}-{name}'}-{figure.key}")
     return out

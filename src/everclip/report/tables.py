@@ -67,7 +67,8 @@ def table(
             file.append([f"{name}: high", *(cell.span.high if cell.span else None for cell in cells)])
     header, *lines = zip(*file, strict=True) if file else [()]
     csv = csv_address([str(name) for name in header], lines)
-    return Table(key, kinds, rows, csv, sorted_by)
+    place = filled.index(sorted_by) if sorted_by in filled else None
+    return Table(key, kinds, rows, csv, place)
 
 
 def words(text: object) -> Cell:

@@ -161,6 +161,8 @@ class _Trials:
     def valid(self, start: Config, key: str, value: str) -> bool:
         """Return whether a grid may grow by a value: one that the config takes, and no far longer training."""
         own = {"train.epochs": start.train.epochs, "train.steps": start.train.steps}.get(key)
+        if key.startswith("method.") and key.endswith("epochs"):
+            own = start.method.options.get(key.removeprefix("method."))
         if own is not None and float(value) > LONGER * own:
             return False
         try:

@@ -71,7 +71,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = testing.scores(context, tasks, len(tasks) - 1)
         results = record.results(context.plan, method, context.memory, loader)
-        run.log("end", seconds=results["seconds"])
+        run.log("end", seconds=results["seconds"], **_last_step(context))
         record.write(run, results)
         log.info("finished: last %.1f %%, average %.1f %%", 100 * results["last"], 100 * results["average"])
     return results
@@ -166,9 +166,15 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
     return found[0].mean(0)
 
 
+def _last_step(context: Context) -> dict[str, int]:
+    """Return the number of the last step, if any, where a tracker that a resumed run has opened goes on."""
+    steps = context.record.optimizer_steps
+    return {"global_step": steps - 1} if steps else {}
+
+
 def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line: dict[str, Any]) -> None:
     """Log a finished stage, note in its checkpoint that it was tested, and say how it went."""
-    checkpointer.log("stage", **line)
+    checkpointer.log("stage", **line, **_last_step(context))
     checkpointer.scored()
     bases = []
     if after := context.record.zero_shot["after_stage"]:
