@@ -23,6 +23,7 @@ from everclip import plots
 from everclip.errors import UserError
 from everclip.metrics.stats import interval
 from everclip.plots.panels import Line, Panel, draw
+from everclip.plots.training import mean_curve
 from everclip.runs.predictions import coverage, predictions
 from everclip.runs.read import read_run
 from tests.plots.conftest import FROZEN, SMALL
@@ -261,3 +262,12 @@ def test_importing_everclip_imports_no_charts() -> None:
     code = "import sys, everclip; everclip.load_runs; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_mean_over_seeds_is_over_runs_of_nearly_one_length() -> None:
+    longest, shorter, begun = (
+        ([0.0, 5.0, 10.0], [1.0, 2.0, 3.0]),
+        ([0.0, 9.0], [3.0, 3.0]),
+        ([0.0, 4.0], [9.0, 9.0]),
+    )
+    assert mean_curve([longest, shorter, None, begun]) == ([0.0, 5.0, 10.0], [2.0, 2.5, 3.0])

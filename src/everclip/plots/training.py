@@ -19,6 +19,7 @@ from everclip.runs.read import ClassValues, RunData, finite
 MOST_POINTS = 400
 """Most steps drawn one by one; of more, means of neighbouring steps with a band of their range."""
 _BINS = 60  # points of a curve of several runs, each the mean of neighbouring steps
+_FAR = 0.9  # of the longest run: what ends earlier is still in progress, or stopped
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
@@ -97,12 +98,15 @@ def entropy(of: ClassValues) -> float:
 
 
 def mean_curve(curves: Sequence[Curve | None]) -> Curve | None:
-    """Return the mean over runs and neighbouring steps; of runs that have come less far, none."""
+    """Return the mean over runs and neighbouring steps; of runs that have come far less far, none.
+
+    Runs of different lengths, as with class orders by the seed, are interpolated at the longest one's steps.
+    """
     known = [_thinned(curve) for curve in curves if curve is not None]
     if not known:
         return None
     steps = max((steps for steps, _ in known), key=lambda steps: (steps[-1], len(steps)))
-    alike = [values for other, values in known if len(other) == len(steps) and other[-1] == steps[-1]]
+    alike = [np.interp(steps, *curve) for curve in known if curve[0][-1] >= _FAR * steps[-1]]
     return steps, [float(value) for value in np.mean(alike, axis=0)]
 
 
