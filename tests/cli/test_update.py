@@ -151,6 +151,11 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("spelt", [], 'class "Red" of {spelt} looks like "red" spelled differently: rename the folder'),
         ("spelt", ["--same", "Red=purple"], 'the model has no "purple"'),
         ("spelt", ["--same", "Red"], '--same is "Red": use NEW=OLD'),
+        (
+            "cold",
+            ["--same", "redd=red"],
+            '--same "redd=red": no data has a class "redd"; did you mean "red"?',
+        ),
         ("twice", [], 'but was learned as "red": if they are one class use --same'),
         ("cold", ["--max-drop", "-1"], "--max-drop is -1"),
         ("cold", ["--method", "rigde"], 'did you mean "ridge"?'),
@@ -208,6 +213,16 @@ def test_a_class_may_have_another_name_in_all_data(world: dict[str, str], tmp_pa
     assert verdict["classes"]["again"] == ["red", "yellow"]
     assert verdict["images"]["given"] == 12
     assert read(out).sums.counts.tolist() == [18, 18]
+
+
+@pytest.mark.parametrize("name", ["test", "memory"])
+def test_a_class_may_have_another_name_in_some_data(name: str, world: dict[str, str], tmp_path: Path) -> None:
+    other = coloured(tmp_path / name, {"Red": WARM["red"], "yellow": WARM["yellow"]}, 6, 20)
+    data = {"add": world["cold"], "test": world["test"]} | {name: other}
+    words = [word for option, spec in data.items() for word in (f"--{option}", spec)]
+    words += ["--same", "Red=red", "--max-drop", "100"]
+    assert main(["update", world["v1"], *words, "--dry-run"]) == 0
+    assert main(["update", world["v1"], *words, "-o", str(tmp_path / "v2")]) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -31,6 +31,11 @@ def test_order_and_parts_do_not_matter() -> None:
 def test_an_image_counts_once() -> None:
     one = Sums.empty(3, 5).plus(*rows(6, 1))
     assert one.plus(*rows(6, 1)).counts.equal(one.counts)
+    twice = [torch.cat([part, part]) for part in rows(4, 2)]
+    assert one.plus(*twice).counts.equal(one.plus(*rows(4, 2)).counts)
+    back = one.plus(*rows(4, 2)).minus(*twice)
+    assert back.counts.equal(one.counts)
+    torch.testing.assert_close(back.gram, one.gram, atol=1e-14, rtol=0)
 
 
 def test_minus_is_the_inverse_of_plus() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -17,6 +17,7 @@ from everclip.errors import UserError
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
+    from everclip.data.images import Dataset
     from everclip.updating.core import Options, Outcome
     from everclip.updating.state import State
 
@@ -118,7 +119,7 @@ def _run(
         found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
         again = to_rebuild(index, state.version + 1)
         if path is None:
-            _dry(state, found, 0 if held is None else len(held.whole()), options, json)
+            _dry(state, found, held, options, json)
             return 0
         with leaving(f"{deployed} is unchanged and {out} was not written; the same command starts again"):
             with Progress() as progress:
@@ -196,12 +197,12 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
     return LOST
 
 
-def _dry(state: State, found: Any, tested: int, options: Options, json: bool) -> None:
+def _dry(state: State, found: Dataset, held: Dataset | None, options: Options, json: bool) -> None:
     from everclip.updating.core import prepare
     from everclip.updating.cost import predict
 
-    pictures, facts, decision = prepare(state, found, options)
-    cost = predict(state.frozen, pictures, decision, tested)
+    pictures, facts, decision = prepare(state, found, options, test=held)
+    cost = predict(state.frozen, pictures, decision, 0 if held is None else len(held.whole()))
     result = {
         "facts": vars(facts),
         "prefer": decision.prefer,

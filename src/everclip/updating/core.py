@@ -76,13 +76,14 @@ class Outcome:
 
 
 def prepare(
-    state: State, new: Dataset, options: Options, watch: Watch = unwatched
+    state: State, new: Dataset, options: Options, watch: Watch = unwatched, test: Dataset | None = None
 ) -> tuple[Pictures, rule.Facts, rule.Decision]:
     """Return the images, the rule's facts and its decision; nothing is trained. Raises UserError for bad data."""
     options.check()
     check_texts(new, new.name)
     state = spoken(state, new)
-    pictures = collect(state, new, options.exemplars, options.same, watch)
+    tested = () if test is None else test.class_names
+    pictures = collect(state, new, options.exemplars, options.same, watch, tested)
     old, labels = set(range(len(state.known.names))), set(pictures.known.tasks[-1].labels)
     summed = state.sums.learned.numpy().copy()
     summed[np.unique(pictures.older.labels)] = True
@@ -129,7 +130,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     """
     begin = time.perf_counter()
     guard = Guard(state, options.index)
-    pictures, facts, decision = prepare(state, new, options, progress.aside)
+    pictures, facts, decision = prepare(state, new, options, progress.aside, test)
     tested = None if test is None else unseen(state, pictures, test, options.same, progress.aside)
     if not options.unmeasured:
         check_measured(state, tested, options.max_drop)

@@ -55,20 +55,22 @@ def plain(name: str) -> str:
 
 
 def united(
-    known: Known, names: Sequence[str], same: Mapping[str, str], where: str
+    known: Known, names: Sequence[str], same: Mapping[str, str], where: str, elsewhere: Sequence[str] = ()
 ) -> tuple[Known, list[int]]:
     """Return the classes known with those of new data, and the label of each of the data's classes.
 
     Args:
         names: the data's class names.
         same: new name -> old name, where they are one class.
+        elsewhere: names in other data of the update, which ``same`` may be about too.
 
     Raises:
         UserError: a name is a variant of an old one, or ``same`` names an unknown class.
     """
+    given = {*names, *elsewhere}
     for new, old in same.items():
-        if new not in names:
-            raise UserError(f'--same "{new}={old}": {where} has no class "{new}"{suggest(new, names)}')
+        if new not in given:
+            raise UserError(f'--same "{new}={old}": no data has a class "{new}"{suggest(new, given)}')
         if old not in known.names:
             raise UserError(f'--same "{new}={old}": the model has no "{old}"{suggest(old, known.names)}')
     spelt = {plain(name): name for name in known.names}
@@ -126,16 +128,22 @@ def checks_of(exemplars: int) -> int:
 
 
 def collect(
-    state: State, found: Dataset, exemplars: int, same: Mapping[str, str], watch: Watch = unwatched
+    state: State,
+    found: Dataset,
+    exemplars: int,
+    same: Mapping[str, str],
+    watch: Watch = unwatched,
+    tested: Sequence[str] = (),
 ) -> Pictures:
-    """Match, read and split the images of an update; ``watch`` follows the reading.
+    """Match, read and split the images of an update; ``watch`` follows the reading, ``tested`` are names in --test.
 
     Raises:
         UserError: conflicting class names, a class without readable images, or one picture under two names.
     """
     new = everything(found)
     present = np.unique(new.labels).tolist()
-    known, table = united(state.known, [found.class_names[label] for label in present], same, found.name)
+    names = [found.class_names[label] for label in present]
+    known, table = united(state.known, names, same, found.name, [*tested, *state.called])
     label_of = dict(zip(present, table, strict=True))
     new = new.relabel([label_of.get(label, -1) for label in range(len(found.class_names))])
     labels = sorted(set(table))
@@ -158,11 +166,14 @@ def collect(
     _one_name(known, new, older, learned, state.spec)
     new = new.select(~np.isin(new.ids, [*older.ids.tolist(), *learned]))
     new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
-    older, past = older.apart(SHARE, "check", checks_of(exemplars))
+    older = older.select(~np.isin(older.ids, np.concatenate([kept.ids, checks.ids])))
+    again = np.isin(older.ids, [*learned])  # towers may have been trained on these, so they check nothing
+    rest, past = older.select(~again).apart(SHARE, "check", checks_of(exemplars))
+    older = older.select(again) + rest
     if len(older):
         memory = Memory((exemplars - checks_of(exemplars)) * len(known.names), 0, older.of_classes([]))
         memory.update(older, len(known.names))
-        kept = kept + memory.images().select(~np.isin(memory.images().ids, kept.ids))
+        kept = kept + memory.images()
     skipped |= {pixels.store.keys[row]: reason for row, reason in pixels.broken.items()}
     if skipped:
         log.warning("%d images cannot be read and are skipped, such as %s", len(skipped), next(iter(skipped)))
@@ -181,15 +192,23 @@ def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
 
 def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int, int], spec: str) -> None:
     """Refuse a picture that has two names; ``learned`` has the labels of earlier updates. Raises UserError."""
-    label_of = dict(zip(older.ids.tolist(), older.labels.tolist(), strict=True)) | dict(learned)
-    for sample, label, row in zip(new.ids.tolist(), new.labels.tolist(), new.rows.tolist(), strict=True):
-        before = label_of.setdefault(sample, label)
-        if before != label:
-            one, two, key = known.names[label], known.names[before], new.store.keys[row]
+    label_of = dict(learned)
+    forget = f"take it out first: everclip forget {spec} --images FILE -o FOLDER"
+    for part in (older, new):
+        columns = (part.ids.tolist(), part.labels.tolist(), part.rows.tolist())
+        for sample, label, row in zip(*columns, strict=True):
+            before = label_of.setdefault(sample, label)
+            if before == label:
+                continue
+            one, two, key = known.names[label], known.names[before], part.store.keys[row]
+            if part is older:
+                raise UserError(
+                    f'{key} is a picture of "{one}" in --memory, but was learned as "{two}": remove it there,'
+                    f" or {forget}"
+                )
             also, remedy = "also appears", "remove it from one of them"
             if sample in learned:
-                also = "was learned"
-                remedy = f"take it out first: everclip forget {spec} --images FILE -o FOLDER"
+                also, remedy = "was learned", forget
             raise UserError(
                 f'{key} is a picture of "{one}", but {also} as "{two}": if they are one class use'
                 f' --same "{one}={two}", else {remedy}'

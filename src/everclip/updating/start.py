@@ -158,7 +158,7 @@ def _with_memory(state: State, spec: str, same: Mapping[str, str] | None) -> Sta
     if unknown:
         near = suggest(unknown[0], state.known.names)
         raise UserError(f'--memory {spec} has images of "{unknown[0]}", which is no old class{near}')
-    return replace(state, older=_few(images.relabel(table)))
+    return replace(state, older=_few(images.relabel(table)), called=found.class_names)
 
 
 def load(spec: str, state: State) -> Dataset:

@@ -89,6 +89,7 @@ class State:
         older: images of old classes that are not in the sums yet (of a run, or given with --memory).
         record: the content of update.json, without ``format``.
         map: of embeddings of ``encoder`` to those of an earlier one, whose index is still searched.
+        called: names of the classes of ``older`` as --memory has them.
     """
 
     spec: str
@@ -103,6 +104,7 @@ class State:
     older: ImageSet | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     map: maps.Map | None = None
+    called: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,13 @@ from everclip.methods.shared.closed_form import within_class
 
 def _none() -> Tensor:
     return torch.zeros(0, dtype=torch.int64)
+
+
+def _first(ids: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+    """Return which of the ids were not met earlier in their row."""
+    first = torch.zeros(len(ids), dtype=torch.bool)
+    first[np.unique(ids.numpy(), return_index=True)[1]] = True
+    return first
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +113,8 @@ class Sums:
     def plus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
-        """Add more images; those that are in already are not counted again."""
-        fresh = ~torch.isin(ids, self.ids)
+        """Add more images, each once; those that are in already are not counted again."""
+        fresh = ~torch.isin(ids, self.ids) & _first(ids)
         rows, labels, ids = features[fresh].double(), labels[fresh], ids[fresh]
         return replace(
             self._shifted(rows, labels, 1),
@@ -117,8 +125,8 @@ class Sums:
     def minus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
-        """Take out some images; those that are not in are left alone."""
-        there = torch.isin(ids, self.ids)
+        """Take out some images, each once; those that are not in are left alone."""
+        there = torch.isin(ids, self.ids) & _first(ids)
         left = ~torch.isin(self.ids, ids[there])
         made = self._shifted(features[there].double(), labels[there], -1)
         return replace(made, ids=self.ids[left], labels=self.labels[left])

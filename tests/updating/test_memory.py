@@ -1,0 +1,42 @@
+"""Images of old classes that are given with --memory, or that a run has."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from everclip.errors import UserError
+from everclip.updating.images import collect
+from tests.learned import coloured
+from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
+
+
+def test_old_images_given_again_are_neither_doubled_nor_trained_on(toy: str, tmp_path: Path) -> None:
+    """Those that a version checks on stay check images, and those that it learned become none."""
+    memory = coloured(tmp_path / "memory", WARM, 8)
+    state = begin(toy, [*WARM], memory=memory)
+    written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v1")
+    state = begin(str(tmp_path / "v1"), memory=memory)
+    assert len(state.checks.of_classes([0, 1]))
+    found = collect(state, colours(tmp_path / "ends", ENDS), 4, {})
+    for part in (found.checks, found.exemplars):
+        assert len(set(part.ids.tolist())) == len(part)
+    assert set(state.checks.ids.tolist()) == set(found.checks.ids.tolist()) - set(found.fresh.ids.tolist())
+    learned = {*found.exemplars.ids.tolist(), *found.older.ids.tolist(), *found.new.ids.tolist()}
+    assert not learned & set(found.checks.ids.tolist())
+    assert updated(state, colours(tmp_path / "more", ENDS)).state.sums.counts.tolist() == [8, 8, 6, 6, 6, 6]
+
+
+def test_an_old_image_has_the_name_under_which_it_was_learned(toy: str, tmp_path: Path) -> None:
+    written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    memory = coloured(tmp_path / "memory", WARM, 4, 8)
+    shutil.copy(tmp_path / "warm" / "red" / "0.png", tmp_path / "memory" / "yellow" / "red.png")
+    spec = str(tmp_path / "v1")
+    with pytest.raises(UserError) as caught:
+        collect(begin(spec, memory=memory), colours(tmp_path / "cold", COLD), 4, {})
+    assert str(caught.value) == (
+        'yellow/red.png is a picture of "yellow" in --memory, but was learned as "red": remove it there, or take it'
+        f" out first: everclip forget {spec} --images FILE -o FOLDER"
+    )
