@@ -81,6 +81,24 @@ def test_a_renamed_class_gives_the_same_answers_under_its_name(four: State, tmp_
     assert begin(str(tmp_path / "v3")).known.names == four.known.names
 
 
+@pytest.mark.parametrize("named", ["before", "after"])
+def test_held_out_images_of_changed_classes_are_tested_whatever_their_names(
+    named: str, four: State, tmp_path: Path
+) -> None:
+    held = colours(tmp_path / "t", WARM | COLD, 4, 5)
+    for change, now in (
+        (editing.rename(four.known.names, {"red": "scarlet"}), "scarlet,yellow,blue,green"),
+        (editing.merge(four.known.names, ["yellow", "green"], "leaf"), "red,leaf,blue,leaf"),
+        (editing.remove(four.known.names, ["red"]), "red,yellow,blue,green"),
+    ):
+        if named == "after":
+            held = colours(
+                tmp_path / now, dict(zip(now.split(","), (WARM | COLD).values(), strict=True)), 4, 5
+            )
+        tested = edit(four, change, held, 100.0).verdict["test"]
+        assert {row["class"] for row in tested["per_class"]} == {*change.names}
+
+
 def test_a_merged_version_is_the_one_that_learned_one_class(four: State, toy: str, tmp_path: Path) -> None:
     after = edit(four, editing.merge(four.known.names, ["blue", "green"], "cold"), None, 100.0).state
     assert after.known.names == ("red", "yellow", "cold")

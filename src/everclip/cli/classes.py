@@ -35,7 +35,8 @@ def classes(
         names: Class names, or pairs OLD=NEW.
         into: The name of the merged class.
         out: The model folder to write, new or empty.
-        test: Held-out images under the new names; without it the version's own check images are tested on.
+        test: Held-out images under the new names or the old ones; without it the version's own check images are
+            tested on.
         max_drop: Points of accuracy that may be lost on the classes that stay; more is exit code 3, and no model.
     """
     from everclip.inference.learned import check_version

@@ -100,7 +100,7 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
     """Return the next version of ``state``, with other classes.
 
     Args:
-        test: held-out images under the new names; None: the check images of the version are tested on.
+        test: held-out images under the new names, or the old ones; None: the check images of the version are tested on.
         max_drop: percentage points that accuracy on the classes that stay may lose.
 
     Raises:
@@ -117,7 +117,7 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
         images, pixels = _placed(old, wanted.place), decoded(old, edited.encoder)
         (was, _), (now, _) = unlearned(state, old, pixels), unlearned(after, images, pixels)
     else:
-        images, pixels = _unseen(state, after, test)
+        images, pixels = _unseen(state, after, wanted, test)
         was, now = scores(model, images, pixels), scores(edited, images, pixels)
     after, told = refitted(after, model)
     result = _compared(was, now, wanted, images) if len(images) else None
@@ -145,12 +145,18 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
     return Outcome(after, verdict, passed)
 
 
-def _unseen(state: State, after: State, test: Dataset) -> tuple[ImageSet, Pixels]:
-    """Return unlearned held-out images of the classes that stay. Raises UserError if there is none."""
-    gone = {*state.known.names} - {*after.known.names}
-    stays = [label for label, name in enumerate(test.class_names) if name not in gone]
+def _unseen(state: State, after: State, wanted: Edit, test: Dataset) -> tuple[ImageSet, Pixels]:
+    """Return unlearned held-out images of the classes that stay, those under an old name as what that became. Raises
+    UserError if there is none."""
+    became = {
+        name: None if label < 0 else wanted.names[label]
+        for name, label in zip(state.known.names, wanted.place, strict=True)
+        if name not in wanted.names  # one that is a class now, too, is meant as that
+    }
+    stays = [label for label, name in enumerate(test.class_names) if became.get(name, name) is not None]
     test = replace(test, train=test.train.of_classes(stays), test=test.test.of_classes(stays))
-    images, pixels = holdout(after.known, test, state.encoder)
+    same = {name: now for name, now in became.items() if now is not None}
+    images, pixels = holdout(after.known, test, state.encoder, same=same)
     learned = [state.sums.ids.numpy(), state.exemplars.ids, state.checks.ids]
     images = images.select(~np.isin(images.ids, np.concatenate(learned)))
     if not len(images):
