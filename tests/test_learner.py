@@ -59,6 +59,21 @@ def test_it_learns_grows_saves_and_loads(learner: everclip.Learner, tmp_path: Pa
     assert everclip.Learner(str(tmp_path / "more"), progress=False).classes == learner.classes
 
 
+def test_each_save_goes_back_to_the_one_before(learner: everclip.Learner, tmp_path: Path) -> None:
+    learner.learn(*pictures(["red", "black"]))
+    learner.save(tmp_path / "v1")
+    learner.update(*pictures(["blue"]))
+    for name in ("v2", "copy"):  # without an update between them both are the same version
+        learner.save(tmp_path / name)
+        assert everclip.Learner(str(tmp_path / name / "before")).classes == ["red", "black"]
+    learner = everclip.Learner(str(tmp_path / "v2"), progress=False)
+    for name in ("green", "white"):
+        learner.update(*pictures([name]))
+        learner.save(tmp_path / name)
+    assert everclip.Learner(str(tmp_path / "white" / "before")).classes == ["red", "black", "blue", "green"]
+    assert main(["rollback", str(tmp_path / "white")]) == 0
+
+
 def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
     images, labels = pictures(["red", "black", "white"], count=40)
     learner.learn(images, labels)

@@ -85,6 +85,7 @@ class Learner:
         self._state = begin(model, classes, None, image_size)
         clip = self._state.frozen
         self._width = None if clip.image_size else clip.blank().shape[1]
+        self._on_disk = self._state
         self._saved: tuple[State, Outcome] | None = None
         self._waiting: list[tuple[bytes, str]] = []
 
@@ -237,7 +238,7 @@ class Learner:
             raise UserError("nothing was learned yet: call learn(images, labels) before save")
         before, outcome = self._saved
         with on_disk(path), claimed(path):
-            write_next(outcome, before, path)
+            self._on_disk = write_next(outcome, before, path)
         return path
 
     @classmethod
@@ -294,8 +295,7 @@ class Learner:
         with Progress(quiet=not self._progress) as progress:
             outcome = update(self._state, new, held, options, progress)
         if outcome.passed:
-            # what is saved goes back to what was on the disk last
-            self._saved = (self._saved[0] if self._saved else self._state, outcome)
+            self._saved = (self._on_disk, outcome)
             self._state = outcome.state
         return outcome.verdict
 

@@ -94,6 +94,8 @@ def test_a_gate_that_is_not_met_is_exit_code_3_and_no_model(
     assert "Not passed" in (tmp_path / "v2.verdict.html").read_text()
     assert json.loads((tmp_path / "v2.verdict.json").read_text())["gate"]["passed"] is False
     assert {p.name: p.read_bytes() for p in Path(world["v1"]).iterdir()} == before
+    assert main([*words[:-1], "100", "-o", str(tmp_path / "v2")]) == 0
+    assert not [*tmp_path.glob("v2.verdict.*")]  # which spoke of the attempt before
 
 
 def test_a_gate_that_measures_nothing_is_refused(

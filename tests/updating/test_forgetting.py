@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,13 @@ def test_names_that_a_class_had_are_forgotten_too(toy: str, tmp_path: Path) -> N
         "merged classes",
     ]
     assert {line["chosen"] for line in history[:2]} <= {*NAMES}
+
+
+def test_a_version_without_a_history_forgets(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    record = {key: value for key, value in state.record.items() if key != "history"}
+    made = forget(replace(state, record=record), ["red"], [])
+    assert made.state.known.names == ("yellow", "blue", "green")
 
 
 def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:

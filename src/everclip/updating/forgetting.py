@@ -101,7 +101,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     }
     record = dict(state.record) | {"forgotten": [*state.record.get("forgotten", []), report]}
     if classes:  # names are forgotten too
-        record["history"] = [_without_names(line, names) for line in record["history"]]
+        record["history"] = [_without_names(line, names) for line in record.get("history", [])]
     return Forgotten(replace(after, record=record), report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from everclip.errors import UserError
@@ -21,8 +22,11 @@ UNDONE = ".undone"
 """Suffix of an undone version's name."""
 
 
-def write_next(outcome: Outcome, before: State, folder: Path) -> None:
+def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     """Commit the next version, with the previous one inside. Call it with ``folder`` claimed.
+
+    Returns:
+        the next version as the one before of another: it lies in ``folder``.
 
     Raises:
         UserError: ``folder`` is not empty, or the previous version has changed since the update began.
@@ -40,6 +44,11 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> None:
         with stage(folder) as scratch:
             save(before.model, scratch)
             write(outcome.state, folder, texts, scratch)
+    model = outcome.state.model
+    assert model is not None
+    return replace(
+        outcome.state, spec=str(folder.absolute()), model=replace(model, identity=identity(folder))
+    )
 
 
 def settle(outcome: Outcome, before: State, folder: Path) -> None:
@@ -50,9 +59,12 @@ def settle(outcome: Outcome, before: State, folder: Path) -> None:
     """
     if outcome.passed:
         write_next(outcome, before, folder)
-        return
     for name, text in files(outcome.verdict).items():
-        write_atomic(folder.with_name(f"{folder.name}.{name}"), text)
+        beside = folder.with_name(f"{folder.name}.{name}")
+        if outcome.passed:  # an earlier attempt's
+            beside.unlink(missing_ok=True)
+        else:
+            write_atomic(beside, text)
 
 
 def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
