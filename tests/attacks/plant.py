@@ -234,6 +234,16 @@ def data(folder: Path, marker: Path) -> None:
     _configure(folder, data=f"{_module(marker)}:photos")
 
 
+def joined_data(folder: Path, marker: Path) -> None:
+    """A data source that is a module, one of two that are joined."""
+    _configure(folder, data=f"joined:{_module(marker)}:photos+emoji")
+
+
+def joined_options(folder: Path, marker: Path) -> None:
+    """The same, in the options of the source."""
+    _configure(folder, data="joined", source={"of": [f"{_module(marker)}:photos", "emoji"]})
+
+
 def tracker(folder: Path, marker: Path) -> None:
     """A tracker that is a module."""
     _configure(folder, trackers=[_module(marker)])
@@ -255,6 +265,8 @@ NAMES: dict[str, Plant] = {
     "method": method,
     "method's method": inner_method,
     "data": data,
+    "joined data": joined_data,
+    "source.of": joined_options,
     "tracker": tracker,
     "extends": extended,
 }

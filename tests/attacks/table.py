@@ -133,15 +133,14 @@ def _inside(attack: plant.Plant) -> plant.Plant:
 
 
 _MODELS = {name: _inside(plant.MODELS[name]) for name in IN_CHECKPOINTS}
+_IN_CARDS = ("method", "method's method", "data", "joined data", "source.of", "tracker")
 ATTACKS: dict[str, dict[str, plant.Plant]] = {
     "model": plant.MODELS,
     "hub": plant.MODELS,
     "run": _MODELS | plant.NAMES,
     "half": _MODELS | plant.NAMES,
-    "exported": _MODELS
-    | {name: plant.NAMES[name] for name in ("method", "method's method", "data", "tracker")},
-    "version": _MODELS
-    | {name: plant.NAMES[name] for name in ("method", "method's method", "data", "tracker")},
+    "exported": _MODELS | {name: plant.NAMES[name] for name in _IN_CARDS},
+    "version": _MODELS | {name: plant.NAMES[name] for name in _IN_CARDS},
     "pictures": {"EPS as .jpg": _pictures},
 }
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import everclip
+from everclip import data
 from everclip.cli.app import main
+from everclip.config import load_config
 from everclip.errors import UserError
 from everclip.sweep.session import Session
 from everclip.system import trust
+from tests.attacks.plant import payload
 from tests.cli.conftest import Say, say
 from tests.running import run, run_for
 
@@ -264,3 +267,37 @@ def test_a_command_line_leaves_nothing_behind(tmp_path: Path) -> None:
         trust.typed(["x", {"y": "a.b:c"}])
         trust.check("a.b")
     trust.check("a.b")  # in Python, what no file asks for is the caller's own
+
+
+@pytest.mark.parametrize(
+    "values", ['data = "joined:{}:x+emoji"', 'data = "joined"\nsource.of = ["emoji", "{}:x"]']
+)
+def test_a_part_of_joined_data_is_named_by_whoever_names_the_whole(
+    tmp_path: Path, toy: str, say: Say, values: str
+) -> None:
+    """A file's part runs no code, a typed or trusted one does."""
+    code, ran, folder = tmp_path / "mine" / "source.py", tmp_path / "ran", tmp_path / "config"
+    payload(code, ran, "raise ValueError")  # else it would be imported once
+    folder.mkdir()
+    file = folder / "mine.toml"
+    file.write_text(f'{values.format(code)}\nmodel = "{toy}"\nmethod = "gcl"\ndevice = "cpu"\n')
+    status, _, err = say("train", file, "--dry-run")
+    assert (status, f'{file} asks to run the code "{code}"' in err, err.count("\n")) == (2, True, 1)
+    with pytest.raises(UserError, match="asks to run the code"), trust.session(strict=False):
+        data.of(load_config([str(file)]))
+    assert not ran.exists()
+    typed = f'source.of=["{code}:x","emoji"]'
+    for words in (
+        ("train", file, "--dry-run", "--trust", folder),
+        ("evaluate", toy, "--data", f"joined:emoji + {code}:x"),
+        ("train", "data=joined", typed, f"model={toy}", "method=gcl", "--dry-run"),
+    ):
+        say(*words)
+        assert ran.exists(), words
+        ran.unlink()
+
+
+def test_code_with_a_colon_in_its_path_counts_too() -> None:
+    """A tracker, or a method within another, is a name alone, whatever colons are in it."""
+    assert [*trust.names(["x:/evil.py", "lora:8", "a.b:c"])] == ["x:/evil.py", "a.b"]
+    assert [*trust.names("joined:joined:a.b:x+./c.py:d + e.f")] == ["./c.py", "e.f"]

@@ -245,12 +245,13 @@ def test_a_refused_update_rebuilds_nothing(
     assert (told["rebuilt"], "other.v2" in told["words"]) == (None, False)
 
 
-def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say) -> None:
+@pytest.mark.parametrize("source", ["{}:x", "joined:{}:x+emoji"])
+def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say, source: str) -> None:
     """What was embedded is listed again by a rebuild; a stranger's folder may say that it was a program's."""
     mine = read(world / "vectors")
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    listed = Listed([str(row) for row in range(len(mine))], {}, [f"{evil}:x"])
+    listed = Listed([str(row) for row in range(len(mine))], {}, [source.format(evil)])
     append(create(tmp_path / "theirs", mine.table), mine.blocks[0][1], listed)
     code, out, err = say(
         *words(world, tmp_path / "v2", "--index", "rebuild", "--vectors", tmp_path / "theirs")

@@ -72,9 +72,15 @@ def load(
     trust.typed(spec)
     found, argument = source(spec, options or {})
     data = _worded(found.load(argument, kind), spec, classnames, templates, model)
-    if data.captioned and not pairs:
-        raise UserError(f"{spec} has captions and no classes: give images with classes")
-    return data
+    return data if pairs else _labelled(data, spec)
+
+
+def part(spec: str) -> Dataset:
+    """Return a data set that another one is made of. Its spec may be a file's, so that it allows no code by itself.
+    Raises UserError as ``load`` does, and for code that only a file asks for."""
+    found, argument = source(spec, {})
+    data = _worded(found.load(argument, "class-incremental"), spec, None, None, None)
+    return _labelled(data, spec)
 
 
 def of(config: Config) -> Dataset:
@@ -84,6 +90,12 @@ def of(config: Config) -> Dataset:
     found, argument = source(config.data, config.source.options)
     data = found.load(argument, scenarios.build(config.scenario).asks)
     return _worded(data, config.data, config.classnames, config.templates, config.model)
+
+
+def _labelled(data: Dataset, spec: str) -> Dataset:
+    if data.captioned:
+        raise UserError(f"{spec} has captions and no classes: give images with classes")
+    return data
 
 
 def _worded(

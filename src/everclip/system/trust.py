@@ -30,8 +30,10 @@ HELP = (
 
 _CODE = ("data", "method", "trackers", "tune")
 """Keys of a config whose values may name code, as may a method's options."""
-_INNER = (("scenario", "kind"), ("memory", "policy"))
+_INNER = (("scenario", "kind"), ("memory", "policy"), ("source", "of"))
 """Keys of sections whose values may."""
+_JOINED = "joined"
+"""The data source whose argument is specs of others, with + between them."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _FILE = ".py"
 
@@ -73,11 +75,14 @@ def is_code(name: str) -> bool:
 
 
 def names(value: Any) -> Iterator[str]:
-    """Yield the code that a value may name: a text up to its first colon; and that of a list's or a table's values."""
+    """Yield the code that a value may name: a text, or what is before its first colon; so with each data set of
+    joined:A+B; and that of a list's or a table's values."""
     if isinstance(value, str):
-        name = value.partition(":")[0]
-        if is_code(name):
-            yield name
+        source, _, argument = value.partition(":")
+        parts = argument.split("+") if source == _JOINED else []
+        for text in (value, *map(str.strip, parts)):
+            # the whole too: a file may have a colon in its name, where a key takes no more than a name
+            yield from filter(is_code, dict.fromkeys((text, text.partition(":")[0])))
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from names(inner)
