@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from everclip.errors import UserError
@@ -40,6 +41,19 @@ def test_texts_and_lists_of_texts(tmp_path: Path) -> None:
     assert not found.held_out
 
 
+@pytest.mark.parametrize("column", ["date", "Timestamp", "TIME"])
+def test_times_are_known_by_what_their_column_is_called(tmp_path: Path, column: str) -> None:
+    """As those of a csv list, and of images with labels, are."""
+    days = {column: [f"2024-05-{8 - n:02d}" for n in range(8)]}
+    found = load(f"hf:{saved(tmp_path / 'one', train=table(caption=['wall'] * 8, **days))}")
+    assert found.times is not None
+    assert np.diff(found.times).tolist() == [-86400.0] * 7
+    days["when"] = [*reversed(days[column])]
+    found = load(f"hf:{saved(tmp_path / 'two', train=table(caption=['wall'] * 8, **days))}#time=when")
+    assert found.times is not None
+    assert np.diff(found.times).tolist() == [86400.0] * 7
+
+
 def test_labels_go_before_captions_unless_these_are_asked_for(tmp_path: Path) -> None:
     spec = f"hf:{saved(tmp_path / 'one', train=table(label=True, caption=['wall'] * 8))}"
     assert not load(spec).captioned
@@ -56,6 +70,7 @@ def test_labels_go_before_captions_unless_these_are_asked_for(tmp_path: Path) ->
         ({"caption": [1.5] * 8}, "#caption=caption", "holds no texts: choose another caption"),
         ({"caption": ["a"] * 8}, "#caption=sentence", 'has no column "sentence"'),
         ({"caption": ["a"] * 8, "time": ["soon"] * 8}, "", 'has the time "soon": '),
+        ({"caption": ["a"] * 8, "time": [1] * 8, "date": [1] * 8}, "", "#time=COLUMN"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, columns: dict[str, Any], option: str, words: str) -> None:

@@ -15,9 +15,9 @@ folder override names and prompt.
     everclip train 'data=hf:saved#caption=sentences' scenario.kind=data-incremental method=gcl
 
 With a caption column, texts or lists of texts, the rows are image-text pairs: one named after "#", or called caption,
-captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time and group
-are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others. With `scenario.kind=time` images
-with labels need a column of times, too, called time, date or timestamp, or `time=COLUMN`.
+captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time (or
+date, timestamp) and group are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others. With
+`scenario.kind=time` images with labels need a column of times, too.
 """
 
 from __future__ import annotations
@@ -99,10 +99,15 @@ class HuggingFace(Source):
         rows = Rows([*chain(*labels)], tested, [*chain(*domains)] if placed else None, classes[0])
         hint = f"give their column, hf:{name}#domain=COLUMN"
         found = dataset(Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder), store, rows)
-        timed = [column for column in features if column.lower() in TIME]
+        timed = _timed(features)
         if kind != "time" and (kind != TASKS or not (options.time or timed)):
             return found
         return replace(found, times=numbered(_texts(name, chosen, "time", options.time, timed), f"hf:{name}"))
+
+
+def _timed(features: datasets.Features) -> list[str]:
+    """Return the columns that are called as times are."""
+    return [column for column in features if column.lower() in TIME]
 
 
 def _texts(
@@ -124,7 +129,6 @@ def _pairs(
     kept: dict[str, list[str]] = {}
     for what, given, names in (
         ("task", options.task or options.domain, ("task", "domain")),
-        ("time", options.time, ("time",)),
         ("group", options.group, ("group",)),
     ):
         column = given or next((one for one in names if one in first), None)
@@ -135,7 +139,9 @@ def _pairs(
         for row, value in enumerate(data[column][:]):
             texts = value if isinstance(value, list) else [] if value is None else [value]
             said.append(checked(f'row {row} of the split "{split}" of hf:{name}', texts))
-    times = numbered(kept["time"], f"hf:{name}") if "time" in kept else None
+    times, timed = None, _timed(first)
+    if options.time or timed:
+        times = numbered(_texts(name, chosen, "time", options.time, timed), f"hf:{name}")
     return pairs.Pairs(said, tested, kept.get("group"), kept.get("task"), times)
 
 
