@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from everclip.cli.serve import MOST_MEGAPIXELS
+from everclip.serving.limits import MEGA
 from everclip.serving.server import listening
 from tests.cli.conftest import Say
 from tests.serving import malformed
@@ -29,6 +32,7 @@ __all__ = ["made"]
     [
         (["--port", 70_000], "--port is 70000: use a whole number from 0 to 65535"),
         (["--max-waiting", 0], "--max-waiting is 0: use a whole number from 1 to 1000000"),
+        (["--max-megapixels", 90], "--max-megapixels is 90: use a whole number from 1 to 89"),
         (["--host", "no such host"], "--host no such host is no address"),
         (["--host", "192.0.2.1", "--port", 0], "port 0 of 192.0.2.1 cannot be used (Cannot assign requested"),
         (["--port", 0], "lite comes without classes: give --classes FILE, one name per line"),
@@ -38,6 +42,12 @@ def test_a_wrong_start_is_one_line(say: Say, words: list[object], line: str) -> 
     code, out, err = say("serve", "lite", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {line}")
+
+
+def test_pictures_of_the_largest_size_that_may_be_asked_for_are_decoded() -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    assert most is not None
+    assert MOST_MEGAPIXELS * MEGA <= most < (MOST_MEGAPIXELS + 1) * MEGA
 
 
 def test_a_port_in_use_is_one_line(say: Say) -> None:

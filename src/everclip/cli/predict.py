@@ -93,7 +93,7 @@ def _say(
     for answer in answers(model, files(paths), rate):
         total += 1
         read += answer.probabilities is not None
-        shown = as_dict(model, answer, top, reject_below)
+        shown = as_dict(model, answer, top, reject_below, rate is not None)
         line = json_text(shown, None) if json else as_line(shown, aligned)
         print(line, flush=total % BATCH == 0)
     if not read:

@@ -8,6 +8,9 @@ from everclip.cli._options import Classes, Model
 from everclip.errors import UserError, check_range
 from everclip.system.text import printable
 
+MOST_MEGAPIXELS = 89
+"""Pictures of more are not decoded anywhere: Pillow takes them for attacks (``Image.MAX_IMAGE_PIXELS``)."""
+
 
 def serve(
     model: Model,
@@ -31,12 +34,12 @@ def serve(
         port: Port to listen on; 0 for any free one.
         vectors: A folder that everclip embed wrote with MODEL, for /search.
         max_body_mib: Largest size of an encoded picture, in MiB.
-        max_megapixels: Largest size of a picture, in millions of pixels.
+        max_megapixels: Largest size of a picture, in millions of pixels; 89 at most.
         max_waiting: Number of requests read, waiting or computed at a time; others get status 503.
     """
     check_range("--port", port, 0, 65535)
     check_range("--max-body-mib", max_body_mib, 1, 1_000_000)
-    check_range("--max-megapixels", max_megapixels, 1, 1_000_000)
+    check_range("--max-megapixels", max_megapixels, 1, MOST_MEGAPIXELS)
     check_range("--max-waiting", max_waiting, 1, 1_000_000)
     try:
         from everclip.serving.server import serve as run

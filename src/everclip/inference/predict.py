@@ -121,17 +121,19 @@ def everyone(
     return np.concatenate(found), np.array(new, dtype=bool)
 
 
-def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> dict[str, Any]:
+def as_dict(
+    model: Deployed, answer: Answer, top: int, reject_below: float, unknown: bool = False
+) -> dict[str, Any]:
     """Return an answer for JSON: file, class, probability, top, error; null where there is none.
-
-    Where unknown pictures were asked for also ``unknown`` and ``unknown_score``.
 
     Args:
         top: number of classes, the most probable first, from 1.
         reject_below: probability, 0..1, below which the most probable class is no answer.
+        unknown: whether unknown pictures were asked for: then also ``unknown`` and ``unknown_score``.
     """
     if answer.probabilities is None:
-        return {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+        told = {"file": answer.key, "class": None, "probability": None, "top": [], "error": answer.error}
+        return told | ({"unknown": None, "unknown_score": None} if unknown else {})
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
     found = answer.probabilities.tolist()
     ranked = [{"class": model.names[c], "probability": round(found[c], 6)} for c in order]
@@ -143,7 +145,7 @@ def as_dict(model: Deployed, answer: Answer, top: int, reject_below: float) -> d
         "top": ranked,
         "error": None,
     }
-    if answer.score is not None:
+    if unknown and answer.score is not None:
         told |= {"unknown": answer.unknown, "unknown_score": float(f"{answer.score:.6g}")}
     return told
 

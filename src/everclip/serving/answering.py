@@ -120,7 +120,7 @@ def _predicted(served: Served, asks: Sequence[Ask]) -> list[Result]:
     except UserError as error:
         return [Refused(422, without_folders(str(error)))] * len(asks)
     for ask, answer in zip(asks, told, strict=True):
-        shown = as_dict(served.model, answer, ask.top, ask.reject_below)
+        shown = as_dict(served.model, answer, ask.top, ask.reject_below, ask.unknown_at is not None)
         del shown["file"]
         found.append(shown if shown["error"] is None else _unreadable(shown["error"]))
     return found
