@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.bounded import shapes_of, within
+from everclip.models.states import read_state
 from everclip.system.reading import Unreadable
 from tests.attacks.plant import hugging
 from tests.toy import toy_clip
@@ -131,6 +134,49 @@ def test_weights_that_are_no_safetensors_are_bounded_too(tmp_path: Path) -> None
     claims(folder, "vision_cfg", layers=10**6)
     with pytest.raises(UserError, match="larger than its weights are"):
         zoo.load(str(folder))
+
+
+def packed(file: Path) -> str:
+    """Weights that are deflated; why they are refused."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return "it is packed"
+
+
+def overlapping(file: Path) -> str:
+    """Weights that have the same bytes under many names."""
+    with zipfile.ZipFile(file, "a") as archive:
+        largest = max(archive.filelist, key=lambda member: member.file_size)
+        for number in range(100):
+            again = copy.copy(largest)
+            again.filename = f"{largest.filename}{number}"
+            archive.filelist.append(again)
+        archive._didModify = True  # pyright: ignore[reportAttributeAccessIssue]
+    return "its parts are larger than the file"
+
+
+@pytest.mark.parametrize("spoil", [packed, overlapping])
+def test_weights_that_unpack_to_more_than_their_size(tmp_path: Path, spoil: Callable[[Path], str]) -> None:
+    folder = toy_clip(tmp_path)
+    file = folder / "open_clip_pytorch_model.bin"
+    torch.save(load_file(folder / WEIGHTS), file)
+    (folder / WEIGHTS).unlink()
+    why = spoil(file)
+    with pytest.raises(UserError, match=f"cannot be loaded from {folder}: {why}"):
+        zoo.load(str(folder))
+    with pytest.raises(Unreadable, match=why):
+        read_state(file)
+
+
+def test_weights_of_old_versions_are_read(tmp_path: Path) -> None:
+    folder = toy_clip(tmp_path)
+    state = load_file(folder / WEIGHTS)
+    torch.save(state, folder / "open_clip_pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / WEIGHTS).unlink()
+    assert torch.equal(zoo.load(str(folder)).model.state_dict()["ln_final.weight"], state["ln_final.weight"])
 
 
 @pytest.mark.parametrize("name", ["open_clip_config.json", "config.json", "vocab.txt"])

@@ -19,6 +19,7 @@ from torch.nn.modules import module as hooks
 
 from everclip.errors import UserError, shown
 from everclip.models.foreign import open_clip
+from everclip.models.states import refuse_packed
 from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26
@@ -27,6 +28,7 @@ MOST_PIXELS, MOST_TOKENS = 4096, 20_000
 """A side of an image; patches of an image, or tokens of a text: attention takes the square."""
 MOST_TENSORS = 5000
 _HEADER = 100 * MIB
+_ZIP = b"PK"
 _TEXTS = {".json", ".txt", ".model", ".jinja"}
 """Files that are read as a whole."""
 
@@ -76,7 +78,7 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
         options: of ``create_model``, without those that change the model's size.
     """
     _check_tokens(model_cfg)
-    found = shapes_of(weights) if weights.suffix == ".safetensors" else {}
+    found = shapes_of(weights) if weights.suffix == ".safetensors" else _shapeless(weights)
     most = weights.stat().st_size  # a number has a byte at least
     tensors = min(len(found) or MOST_TENSORS, MOST_TENSORS)
     unread: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": "meta"}
@@ -88,6 +90,15 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
             raise ValueError(
                 f"its config gives {shown(name)} shape {list(value.shape)}, its weights {shown(list(there))}"
             )
+
+
+def _shapeless(path: Path) -> Shapes:
+    """Return no shapes, as those of a file of ``torch.save`` are unknown until it is read. Raises Unreadable for one
+    that holds more than its size, or BadZipFile."""
+    with open_regular(path) as file:
+        if file.read(2) == _ZIP:  # else a pickle, as old versions wrote it, which packs nothing
+            refuse_packed(file)
+    return {}
 
 
 def _check_tokens(model_cfg: Mapping[str, Any]) -> None:

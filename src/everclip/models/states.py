@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from everclip.system.reading import Unreadable, open_regular
+
+
+def refuse_packed(file: BinaryIO) -> None:
+    """Refuse an archive of ``torch.save`` that would take more memory than the file has bytes. Raises Unreadable, or
+    BadZipFile for what is none; the file is then at its beginning."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise Unreadable("it is packed, and torch.save does not pack")
+        if sum(member.file_size for member in members) > file.seek(0, 2):  # some bytes are there for several
+            raise Unreadable("its parts are larger than the file")
+    file.seek(0)
 
 
 def read_state(path: Path) -> Any:
@@ -16,10 +28,7 @@ def read_state(path: Path) -> Any:
     Raises Unreadable."""
     try:
         with open_regular(path) as file:
-            with zipfile.ZipFile(file) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise Unreadable("it is packed, and torch.save does not pack")
-            file.seek(0)
+            refuse_packed(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except (Unreadable, MemoryError):
         raise
