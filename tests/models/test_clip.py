@@ -257,6 +257,19 @@ def test_a_centre_that_is_none_is_refused(clip: Clip, tmp_path: Path, mean: Any)
         zoo.load(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.parametrize("mean", [[0.1], [0.1] * 17, [], [0.1] * 15 + [1e39]])
+def test_a_centre_of_another_width_is_refused(clip: Clip, tmp_path: Path, mean: list[float]) -> None:
+    """So is one that is infinite in float32."""
+    clip.save(tmp_path)
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_center": mean}))
+    with pytest.raises(
+        UserError, match="image_center is not 16 numbers that are finite in float32"
+    ) as caught:
+        zoo.load(f"local-dir:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_copied_tower_stays_as_it_was(clip: Clip) -> None:
     student, images = copy.deepcopy(clip), clip.normalise(pixels())
     teacher, before = student.copy_tower(), clip.encode_image(images)

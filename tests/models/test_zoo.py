@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import huggingface_hub.constants
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from everclip.errors import UserError
-from everclip.models import zoo
+from everclip.models import weights, zoo
 from everclip.models.catalogue import catalogue, recommended
+from everclip.models.savable import WEIGHTS_FILE
 from everclip.system.checkpoint import commit
+from everclip.system.reading import JSON_BYTES
 from tests.toy import MODEL_CFG, toy_clip
 
 
@@ -107,6 +110,31 @@ def test_the_newest_checkpoint_of_a_run_is_loaded(tmp_path: Path) -> None:
     loaded = zoo.load(str(run))
     assert loaded.name == str(run)
     assert torch.equal(loaded.model.visual.conv1.weight, newest.model.visual.conv1.weight)
+
+
+def test_a_checkpoint_is_looked_through_as_a_model_folder_is(tmp_path: Path) -> None:
+    clip, run = zoo.load(str(toy_clip(tmp_path))), tmp_path / "run"
+
+    def save(folder: Path) -> None:
+        clip.save(folder)
+        (folder / "vocab.txt").touch()
+        os.truncate(folder / "vocab.txt", JSON_BYTES + 1)
+
+    commit(run / "checkpoints" / "stage-001", save)
+    with pytest.raises(UserError, match=r"stage-001 cannot be used \(vocab\.txt is larger than 64 MiB\)"):
+        zoo.load(str(run))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "pytorch_model.bin"])
+def test_weights_are_found_where_they_are_loaded_from(tmp_path: Path, name: str) -> None:
+    folder = toy_clip(tmp_path)
+    state = load_file(folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(UserError, match=f"has no {WEIGHTS_FILE}"):
+        weights.find(str(folder))
+    save_file(state, folder / name) if name.endswith(".safetensors") else torch.save(state, folder / name)
+    zoo.load(str(folder))
+    assert weights.find(str(folder)) == weights.Place("here", str(folder))
 
 
 def _new(path: Path) -> Path:

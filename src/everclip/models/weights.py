@@ -50,10 +50,15 @@ def find_here(spec: str) -> Place | None:
         return Place("here", "none: features come ready-made")
     source, options = zoo._resolve(spec)
     if source.startswith(zoo._LOCAL):
-        folder = Path(source.removeprefix(zoo._LOCAL))
-        if (folder / WEIGHTS_FILE).is_file() or any(folder.glob("open_clip_*.bin")):
-            return Place("here", str(folder))
-        raise UserError(f"model: the folder {folder} has no {WEIGHTS_FILE}; give the folder of a saved model")
+        folder = source.removeprefix(zoo._LOCAL)
+        try:
+            with zoo._quiet():
+                zoo._weights(source, folder)  # as training finds them
+        except ValueError as error:
+            raise UserError(
+                f"model: the folder {folder} has no {WEIGHTS_FILE}; give the folder of a saved model"
+            ) from error
+        return Place("here", folder)
     file = _cached(source, options)
     if file is not None:
         return Place("here", f"{file} ({file.stat().st_size / 1e6:.0f} MB)")

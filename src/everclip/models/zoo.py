@@ -95,6 +95,7 @@ def _model_folder(path: Path) -> Path:
     store = Store(path / "checkpoints", 1)
     newest = store.newest_task()
     if newest is not None:
+        bounded.check_files(store.folder(newest), CONFIG_FILE)
         return store.folder(newest)
     what = f"holds no {CONFIG_FILE} and no checkpoint" if path.is_dir() else "does not exist"
     raise UserError(f"model: the folder {path} {what}; give the folder of a saved model or of a run")
@@ -198,6 +199,7 @@ def _weights(source: str, folder: str | None) -> Path | None:
     return Path(found)
 
 
+@torch.inference_mode()
 def _centered(clip: Clip, folder: str | None) -> Clip:
     """Take the mean of image features from a folder that has one. Raises ValueError where it is none."""
     mean = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8")).get(CENTER) if folder else None
@@ -205,6 +207,9 @@ def _centered(clip: Clip, folder: str | None) -> Clip:
         return clip
     if not isinstance(mean, list) or not all(isinstance(x, float) and math.isfinite(x) for x in mean):
         raise ValueError(f"{CENTER} is no list of numbers")
+    width = clip.encode_image(clip.blank()).shape[1]
+    if len(mean) != width or not torch.tensor(mean).isfinite().all():
+        raise ValueError(f"{CENTER} is not {width} numbers that are finite in float32")
     clip.center_images(mean)
     return clip
 
