@@ -85,6 +85,44 @@ def test_a_version_is_a_folder_with_the_one_before_in_it(
     assert not (versions / "v3" / BEFORE / BEFORE).exists()  # one version before, not all
 
 
+def snapshot(folder: Path, cache: Path) -> Path:
+    """The folder as a hub's cache has it: relative links to files that lie elsewhere."""
+    (cache / "blobs").mkdir(parents=True)
+    found = cache / "snapshots" / "main"
+    found.mkdir(parents=True)
+    for number, file in enumerate(file for file in folder.iterdir() if file.is_file()):
+        shutil.copyfile(file, cache / "blobs" / str(number))
+        (found / file.name).symlink_to(Path("../../blobs") / str(number))
+    return found
+
+
+def test_a_version_of_links_is_kept_as_files(versions: Path) -> None:
+    state = begin(str(snapshot(versions / "v1", versions / "cache")))
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    shutil.rmtree(versions / "cache")
+    inner = versions / "v3" / BEFORE
+    checkpoint.verify(inner)
+    assert not [file for file in inner.iterdir() if file.is_symlink()]
+    assert checkpoint.identity(inner) == checkpoint.identity(versions / "v1")
+    rollback(versions / "v3")
+    assert read(versions / "v3").version == 1
+
+
+def test_links_of_a_model_folder_are_not_followed(versions: Path) -> None:
+    """A stranger's folder may have one to anything."""
+    assert main(["export", str(versions / "v1"), "-o", str(versions / "x")]) == 0
+    folder = snapshot(versions / "x", versions / "cache")
+    assert not (folder / checkpoint.MANIFEST).exists()
+    (versions / "secret").write_text("secret")
+    (folder / "notes").symlink_to(versions / "secret")
+    state = begin(str(folder))
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    assert not (versions / "v3" / BEFORE / "notes").exists()
+    rollback(versions / "v3")
+    model = open_model(str(versions / "v3"))
+    assert (model.names, model.method) == (state.known.names, open_model(str(versions / "x")).method)
+
+
 def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(versions: Path) -> None:
     identity = checkpoint.identity(versions / "v2")
     earlier(versions / "v2")

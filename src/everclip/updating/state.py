@@ -244,10 +244,12 @@ def _keep(before: Path, where: Path) -> None:
     def put(kept: Path) -> None:
         for name in own:
             if (before / name).is_file() and not name.startswith((EARLIER, ".")):
+                # a hub's snapshot has relative links, which would lead nowhere from here
+                file = (before / name).resolve()
                 try:
-                    os.link(before / name, kept / name)
+                    os.link(file, kept / name)
                 except OSError:  # another disk, or one without links
-                    shutil.copyfile(before / name, kept / name)
+                    shutil.copyfile(file, kept / name)
 
     where.mkdir()
     checkpoint.fill(where, put)

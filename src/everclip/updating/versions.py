@@ -36,7 +36,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     texts = files(outcome.verdict)
     if before.model is None:  # no class was known: there is nothing to go back to
         write(outcome.state, folder, texts, None)
-    elif (source / FILE).is_file() and not (source / "config.toml").is_file():
+    elif (source / FILE).is_file() and not (source / "config.toml").is_file() and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
             raise UserError(f"{source} has changed since the update began: update it again")
         write(outcome.state, folder, texts, source)
@@ -49,6 +49,11 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     return replace(
         outcome.state, spec=str(folder.absolute()), model=replace(model, identity=identity(folder))
     )
+
+
+def _loose(folder: Path) -> bool:
+    """Return whether no manifest vouches for the files of a folder and some are links, which may lead anywhere."""
+    return not (folder / MANIFEST).is_file() and any(file.is_symlink() for file in folder.iterdir())
 
 
 def settle(outcome: Outcome, before: State, folder: Path) -> None:
