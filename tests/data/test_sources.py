@@ -61,6 +61,18 @@ def test_a_fifth_is_held_out_of_files_of_one_name(name: str) -> None:
     assert all(after[key] == before[key] for key in before)
 
 
+def test_a_fifth_is_held_out_of_names_that_repeat_among_others() -> None:
+    """Those that do not repeat stay where they were without the others."""
+    others = [f"cat/{n}.jpg" for n in range(100)]
+    repeated = [f"cat/{n}/{name}" for n in range(100) for name in ("rgb.png", "depth.png")]
+    found = split_of([*others, "cat/cover.png", *repeated])
+    for name in ("rgb.png", "depth.png"):
+        assert 10 <= sum(found[key] for key in repeated if key.endswith(name)) <= 30
+    assert {key: found[key] for key in others} == split_of(others)
+    more = split_of([*others, *repeated, "cat/100/rgb.png"])
+    assert all(more[key] == found[key] for key in [*others, *repeated])
+
+
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     image_folder(tmp_path, {"": 3}, classes=2)
     (tmp_path / "red").rename(tmp_path / "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -111,13 +112,14 @@ def absent(root: Path, keys: Iterable[str]) -> list[str]:
 def split_of(keys: Iterable[str]) -> dict[str, bool]:
     """Path -> whether it is a test image, for the images of one class without a test part.
 
-    A fifth is the test part, by a hash of the file's name, so that adding files never moves an old one. Of three
-    images or more that all have the same name, such as 1/rgb.png and 2/rgb.png, the whole path is hashed. A class of
-    two images or more has at least one on each side.
+    A fifth is the test part, by a hash of the file's name, so that adding files hardly ever moves an old one. Of a name
+    that several files have, such as 1/rgb.png and 2/rgb.png, the whole path is hashed, unless these two are all. A
+    class of two images or more has at least one on each side.
     """
-    hashes = {key: hash64("split", Path(key).name) for key in keys}
-    if len(hashes) > 2 and len(set(hashes.values())) == 1:  # all would be on one side
-        hashes = {key: hash64("split", key) for key in hashes}
+    names = {key: Path(key).name for key in keys}
+    counts = Counter(names.values())  # files of one name would all be on one side
+    alone = {key: len(names) <= 2 or counts[name] == 1 for key, name in names.items()}
+    hashes = {key: hash64("split", name if alone[key] else key) for key, name in names.items()}
     test = {key: value % 5 == 0 for key, value in hashes.items()}
     if len(test) == 1:
         return dict.fromkeys(test, False)
