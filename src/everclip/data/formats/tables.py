@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.data.formats.folders import check_names, split_of
+from everclip.data.formats.folders import ADDITION, check_names, split_of
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import (
     PHOTO,
@@ -74,7 +74,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
     present = set(labels)
     classes = [name for name in rows.classes if name in present]
     classes += _sorted(present.difference(classes))
-    _check_labels(where, classes)
+    _check_labels(origin, classes)
     domains = [""] * len(labels) if rows.domains is None else rows.domains
     domain_names = _sorted(set(domains))
     if origin.kind == "domain-incremental" and len(domain_names) < 2:
@@ -110,14 +110,14 @@ def _sorted(names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def _check_labels(where: str, classes: Sequence[str]) -> None:
+def _check_labels(origin: Origin, classes: Sequence[str]) -> None:
     """Raise UserError where there are too few classes, or where a label is a whole text."""
-    longest = max(classes, key=len)
+    where, longest = origin.where, max(classes, key=len)
     if len(longest) > MOST_LABEL:
         raise UserError(
             f'a label of {where} has {len(longest)} characters ("{clean(longest)[:30]}..."): use the class\'s name'
         )
-    if len(classes) < 2:
+    if len(classes) < 2 and origin.kind != ADDITION:
         raise UserError(f'{where} has one class, "{clean(classes[0])}": a classifier needs two: add another')
 
 

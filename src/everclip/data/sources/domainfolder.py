@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from everclip.data.formats.folders import checked_root, dataset, image_files, parts, split_of, subfolders
+from everclip.data.formats.folders import (
+    ADDITION,
+    checked_root,
+    dataset,
+    image_files,
+    parts,
+    split_of,
+    subfolders,
+)
 from everclip.data.images import Dataset
 from everclip.data.sources import Source
 from everclip.errors import UserError
@@ -43,7 +51,8 @@ class DomainFolder(Source):
                 found += [(key, domain, folder, True) for key in files]
         parts_ = [train] if test is None else [train, test]
         places = [f"{part}{domain}" for part in parts_ for domain in ("", *domains)]
-        return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None)
+        least = 1 if kind == ADDITION else 2
+        return dataset(f"domainfolder:{argument}", root, found, domains, places, test is None, least)
 
 
 def _check_tested(root: Path, test: str, domains: list[str]) -> None:
