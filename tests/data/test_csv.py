@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from everclip import data
 from everclip.cli import app
 from everclip.data.formats.folders import Fence
 from tests.data.lists import listed, load, photos, split
@@ -145,6 +148,17 @@ def test_datasets_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (tmp_path / "photos/red/3.png").unlink()
     assert app.main(["datasets", "check", f"csv:{file}"]) == 1
     assert f'of {file}: "photos/red/3.png" cannot be read (No such file' in capsys.readouterr().out
+
+
+def test_a_cell_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    """As a list of captions is, which has its own limit. The csv module's is that of the process, and stays."""
+    said = json.dumps([f"{number} {'wall ' * 50}".strip() for number in range(800)])
+    file = listed(tmp_path / "list.csv", "path,caption", [(path, said) for path, _ in photos(tmp_path, 3, 1)])
+    assert len(said) > csv.field_size_limit() == 131_072
+    found = data.load(f"csv:{file}", pairs=True)
+    assert found.train.captions is not None
+    assert len(found.train.captions.texts) == 800
+    assert csv.field_size_limit() == 131_072
 
 
 def test_the_fence(tmp_path: Path) -> None:

@@ -154,12 +154,15 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(chain([header], lines), delimiter=separator, strict=True)
     line = 1
     while True:
+        limit = csv.field_size_limit(MOST_LINE)  # of the whole process; a list of captions may be longer
         try:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
                 f"line {line} of {file} is malformed ({error}): quote the cell, and double the quotes inside"
             ) from error
+        finally:
+            csv.field_size_limit(limit)
         if cells is None:
             return
         if any(cell.strip() for cell in cells):
