@@ -84,12 +84,13 @@ def _planned(config: Config) -> tuple[Sizes, Finding]:
 
 def _downloadable(source: Source, line: str) -> Finding:
     files = source.remotes()
-    if not files:
+    address = files[0].url if files else source.hub()
+    if not address:
         return Finding("data", "fail", line)
-    if _answers(files[0].url):
+    if _answers(address):
         size = sum(file.size for file in files)
-        return Finding("data", "warn", line, f"up to {size / 1e9:.1f} GB will be downloaded")
-    return Finding("data", "fail", line, f"{files[0].url} does not answer from here")
+        return Finding("data", "warn", line, f"up to {size / 1e9:.1f} GB will be downloaded" if files else "")
+    return Finding("data", "fail", line, f"{address} does not answer from here")
 
 
 def _answers(url: str) -> bool:

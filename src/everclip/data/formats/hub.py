@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everclip.errors import UserError
-from everclip.system.reading import strange
+from everclip.data.formats.folders import Fence
+from everclip.errors import UserError, shown
+from everclip.system.reading import read_json, read_text, strange
 
 if TYPE_CHECKING:
     import datasets
 
 _HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
 _MOST_REASON = 240
+_ELSEWHERE = re.compile(r"[/\\~]|[A-Za-z]:|.*:[:/]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
+"""Matches an absolute path, a URL or a chain of them, and a path with ".."."""
 
 
 def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
@@ -39,6 +42,7 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
     try:
         with _quiet():
             if any((root / file).is_file() for file in ("dataset_dict.json", "state.json")):
+                _check_saved(root)
                 found: Any = datasets.load_from_disk(name)
             else:
                 found = _built(name, config)
@@ -74,14 +78,98 @@ def _built(name: str, config: str | None) -> Any:
     is_folder = os.path.isdir(name)
     if is_folder:
         _check_shards(Path(name))
+        _check_card(Path(name))
     builder = datasets.load_dataset_builder(os.path.abspath(name) if is_folder else name, config)
     # Other builders read more, pickles in .tar files too.
     if not isinstance(builder, Arrow | Cache | ImageFolder | Parquet):
         raise UserError(
             f"hf:{name} has no .parquet, .arrow or image folders: convert it, or use data=webdataset: or csv:"
         )
+    pictures = builder.EXTENSIONS if isinstance(builder, ImageFolder) else None
+    for files in (builder.config.data_files or {}).values():
+        _check_files(name, [str(file) for file in files], is_folder, pictures)
     builder.download_and_prepare()
     return builder.as_dataset()
+
+
+def in_cache(name: str, config: str | None) -> bool:
+    """Return whether a data set of the hub was prepared here before. Asks nobody."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        with _quiet():
+            Cache(
+                repo_id=name,
+                dataset_name=name.split("/")[-1],
+                config_name=config,
+                version="auto",
+                hash="auto",
+            )
+    except Exception:  # the package raises anything; none, or several of which none is named
+        return False
+    return True
+
+
+def _check_saved(root: Path) -> None:
+    """Raise UserError where what ``save_to_disk`` wrote names files elsewhere. Raises for what it does not write."""
+    fence = Fence(root, *caches())
+    listed = root / "dataset_dict.json"
+    splits = read_json(listed)["splits"] if listed.is_file() else []
+    for split in map(str, splits):
+        if re.search(r"[/\\:]|^\.*$", split):
+            raise UserError(f"{listed} has the split {shown(split)}: use the name of a folder beside it")
+    for state in (folder / "state.json" for folder in (root, *(root / str(split) for split in splits))):
+        for entry in read_json(state)["_data_files"] if state.is_file() else []:
+            if not fence.holds(str(state.parent / entry["filename"])):
+                file = shown(entry["filename"])
+                raise UserError(f"{state} names {file}, which lies outside of {root}: use save_to_disk again")
+
+
+def _check_card(root: Path) -> None:
+    """Raise UserError where the folder asks for files elsewhere: to look for them may be a request to a stranger.
+    Raises for what is no YAML."""
+    from huggingface_hub import DatasetCard
+    from yaml import safe_load
+
+    said: list[Any] = []
+    if (root / "README.md").is_file():
+        said.append(DatasetCard(read_text(root / "README.md")).data.to_dict())
+    if (root / ".huggingface.yaml").is_file():
+        said.append(safe_load(read_text(root / ".huggingface.yaml")))
+    tables = (table for one in said if isinstance(one, dict) for table in one.get("configs") or [])
+    for table in (table for table in tables if isinstance(table, dict)):
+        for text in (*_patterns(table.get("data_files")), *_patterns(table.get("data_dir"))):
+            if _ELSEWHERE.match(text):
+                raise UserError(
+                    f"data folder {root} asks for {shown(text)}: name files of its own in README.md"
+                )
+
+
+def _patterns(value: Any) -> Iterator[str]:
+    """Yield the files of ``data_files``: a text, or a list of texts and of tables with one or several as ``path``. The
+    package refuses all else."""
+    for one in value if isinstance(value, list) else [value]:
+        path = one.get("path") if isinstance(one, dict) else one
+        yield from (text for text in (path if isinstance(path, list) else [path]) if isinstance(text, str))
+
+
+def _check_files(name: str, files: list[str], is_folder: bool, pictures: list[str] | None) -> None:
+    """Raise UserError for a file to be read that lies outside of the folder or the hub, or would be unpacked without
+    limits.
+
+    Args:
+        pictures: endings of pictures, beside which an image folder may have archives; None of another.
+    """
+    from datasets.utils.extract import Extractor
+
+    fence = Fence(name, *caches())  # what the hub's client keeps are links into its cache
+    for file in files:
+        remote = "://" in file
+        if remote == is_folder or (is_folder and not fence.holds(file)):
+            raise UserError(f"hf:{name} has {shown(file, 1000)}, which lies outside of it: leave it out")
+        other = is_folder and pictures is not None and Path(file).suffix.lower() not in pictures
+        if other and Extractor.infer_extractor_format(file):
+            raise UserError(f"hf:{name} has the archive {shown(file, 1000)}: unpack it, and remove it")
 
 
 def _check_shards(root: Path) -> None:

@@ -85,3 +85,7 @@ class Source(ABC):
     def remotes(self) -> list[Remote]:
         """Return the files that ``load`` downloads where they are missing."""
         return []
+
+    def hub(self) -> str:
+        """Return the address that ``load`` downloads from where it is not known which files; else an empty text."""
+        return ""

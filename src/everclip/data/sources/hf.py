@@ -35,7 +35,7 @@ from everclip.data.captions import checked
 from everclip.data.formats import columns, pairs
 from everclip.data.formats.arrow import ArrowStore
 from everclip.data.formats.columns import find_column
-from everclip.data.formats.hub import caches, open_splits
+from everclip.data.formats.hub import caches, in_cache, open_splits
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import Dataset
@@ -69,6 +69,20 @@ class _Options:
 
 class HuggingFace(Source):
     """A data set of the package datasets."""
+
+    def missing(self, argument: str | None) -> list[str]:
+        """Return a line for a data set of the hub that was never prepared here."""
+        name, options = _parse(argument or "")
+        here = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or os.path.exists(name)
+        if here or importlib.util.find_spec("datasets") is None or in_cache(name, options.config):
+            return []
+        return [f"hf:{name} is not in the cache: it will be downloaded when it is trained on"]
+
+    def hub(self) -> str:
+        """Return the hub's address, unless it may not be asked."""
+        from huggingface_hub import constants
+
+        return "" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
 
     def load(self, argument: str | None, kind: str) -> Dataset:
         if not argument:
