@@ -228,24 +228,6 @@ def _repetition(names: dict[str, str], over: Sequence[str], run: Finished) -> Re
     return tuple(found)
 
 
-def at_every_seed(
-    measured: Sequence[tuple[Row, dict[Repetition, float]]], over: Sequence[str]
-) -> list[tuple[Row, dict[Repetition, float]]]:
-    """Return rows and values with those of deterministic rows repeated at every seed that another row has."""
-    place = over.index("seed") if "seed" in over else -1
-    if place < 0:
-        return list(measured)
-    every = dict.fromkeys(at for _, values in measured for at in values)
-    rest = {at: (*at[:place], *at[place + 1 :]) for at in every}  # what differs besides the seed
-    made: list[tuple[Row, dict[Repetition, float]]] = []
-    for row, values in measured:
-        if not row.seeded:
-            known = {rest[at]: value for at, value in values.items()}
-            values = {at: values.get(at, known[rest[at]]) for at in every if rest[at] in known}
-        made.append((row, values))
-    return made
-
-
 def _curve(run: Finished) -> Sequence[float]:
     """Return the pretrained model's accuracy after each stage; empty where not recorded."""
     return run.results.get("zero_shot_after_stage") or []

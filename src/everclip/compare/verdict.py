@@ -105,7 +105,7 @@ def _section(
 ) -> Json:
     measured = [(row, row.values(metrics[0])) for row in section.rows]
     base = _base(measured, metrics[0], against)
-    measured = cells.at_every_seed(measured, over)
+    measured = _at_every_seed(measured, over)
     blocks, ranks = _ranks(measured, metrics[0])
     rival = {id(row): rank for row, rank in ranks}
     others = next((values for row, values in measured if row is base), {})
@@ -132,6 +132,24 @@ def _section(
         rows.append(entry)
     against = None if base is None else base.label
     return {"by": section.by, "against": against, "ranked": blocks, "rows": rows}
+
+
+def _at_every_seed(
+    measured: Sequence[tuple[Row, dict[Repetition, float]]], over: Sequence[str]
+) -> list[tuple[Row, dict[Repetition, float]]]:
+    """Return rows and values with those of deterministic rows repeated at every seed that another row has."""
+    place = over.index("seed") if "seed" in over else -1
+    if place < 0:
+        return list(measured)
+    every = dict.fromkeys(at for _, values in measured for at in values)
+    rest = {at: (*at[:place], *at[place + 1 :]) for at in every}  # what differs besides the seed
+    made: list[tuple[Row, dict[Repetition, float]]] = []
+    for row, values in measured:
+        if not row.seeded:
+            known = {rest[at]: value for at, value in values.items()}
+            values = {at: values.get(at, known[rest[at]]) for at in every if rest[at] in known}
+        made.append((row, values))
+    return made
 
 
 def _mean(row: Row, metric: str) -> Json | None:
