@@ -44,7 +44,7 @@ def test_texts_and_lists_of_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["date", "Timestamp", "TIME"])
 def test_times_are_known_by_what_their_column_is_called(tmp_path: Path, column: str) -> None:
     """As those of a csv list, and of images with labels, are."""
-    days = {column: [f"2024-05-{8 - n:02d}" for n in range(8)]}
+    days: dict[str, Any] = {column: [f"2024-05-{8 - n:02d}" for n in range(8)]}
     found = load(f"hf:{saved(tmp_path / 'one', train=table(caption=['wall'] * 8, **days))}")
     assert found.times is not None
     assert np.diff(found.times).tolist() == [-86400.0] * 7
