@@ -51,13 +51,13 @@ class Bofa(Projected):
         search: ClassVar = {"rule": (0.003, 0.03, 0.1), "mix": (0.25, 0.5, 0.75, 1.0)}
         search_first: ClassVar = ("rule",)
 
+        classes: Literal["seen", "present"] = softmax_classes()
         rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
         safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")
         mix: float = Field(default=0.5, ge=0, le=1, description="weight of class means beside embeddings")
         visual: Literal["first", "current"] = Field(
             default="first", description="projection of the class means: the tower's own, or as learned"
         )
-        classes: Literal["seen", "present"] = softmax_classes()
         scale: Literal["log", "exp"] = Field(default="log", description="scale of cosines in the loss")
         moments: Literal["mean", "sum"] = Field(
             default="mean", description="M: mean over tasks, or over images"
