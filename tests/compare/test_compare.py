@@ -402,6 +402,13 @@ def test_a_memory_that_ended_empty_has_its_own_size(tmp_path: Path) -> None:
     assert [rows(found, k)["gcl"]["metrics"]["last"]["mean"] for k in range(3)] == [0.002, 0.2, 1.0]
 
 
+def test_the_policy_of_runs_without_memory_names_no_row(tmp_path: Path) -> None:
+    run_folder(tmp_path / "kept", 0.5, method="ncm", memory_bytes=200, config={"memory.policy": "herding"})
+    for adapt in ("none", "finetune"):
+        run_folder(tmp_path / adapt, 0.6, method="ncm", budget=0, config={"method.adapt": adapt})
+    assert not any("policy" in label for label in rows(compared(tmp_path, over=["seed", "memory.budget"])))
+
+
 def test_runs_that_fit_no_section_have_one(tmp_path: Path) -> None:
     run_folder(tmp_path / "ncm", 0.5, method="ncm", config={"data": "photos"})
     alone = compared(tmp_path, by=["memory.budget"])

@@ -165,19 +165,18 @@ def sorted_out(
 def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
     """Return the config keys other than ``known`` that tell runs of a method apart.
 
-    A key that only changes facts does not count while its facts are the same.
+    A key that only changes facts does not count while its facts are the same, nor the memory of runs without one.
     """
     configs = [run.config or {key: run.results.get(key) for key in _PLAIN} for run in runs]
     told = [facts(run) for run in runs]
     fixed = {key for key, changed in _EXCUSES.items() if not any(_apart(fact, told) for fact in changed)}
-    free = all(without_memory(run) for run in runs)
+    keeping = [config for run, config in zip(runs, configs, strict=True) if not without_memory(run)]
     return [
         key
         for key in dict.fromkeys(key for config in configs for key in config)
-        if len({shown(config.get(key)) for config in configs}) > 1
+        if len({shown(config.get(key)) for config in (keeping if key.startswith("memory.") else configs)}) > 1
         and key not in fixed | set(known)
         and not key.startswith(_HOW)
-        and not (free and key.startswith("memory."))
     ]
 
 
