@@ -42,6 +42,15 @@ def test_runs_folders_and_patterns_each_run_once(tmp_path: Path, monkeypatch: py
     assert find(["runs", "x"]).sweeps == []
 
 
+@pytest.mark.parametrize("name", ["s[1]", "s*", "s?"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    for run in (name, "s1"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.toml").write_text("")
+    assert find([tmp_path / name]).runs == [tmp_path / name]
+    assert find([tmp_path / "s[0-9]"]).runs == [tmp_path / "s1"]
+
+
 def test_what_a_sweep_keeps_beside_its_runs_is_no_mistake(tmp_path: Path) -> None:
     for name in ("a", "logs", "tune"):
         (tmp_path / name).mkdir()

@@ -59,7 +59,8 @@ def find(paths: Iterable[Place]) -> Found:
     found = Found()
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
-        matches = sorted(glob.glob(path), key=natural) if glob.has_magic(path) else [path]
+        pattern = glob.has_magic(path) and not os.path.lexists(path)  # a name may have brackets
+        matches = sorted(glob.glob(path), key=natural) if pattern else [path]
         if not matches:
             found.nothing.append(f'"{path}" matches nothing')
         for match in matches:
