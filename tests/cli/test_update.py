@@ -98,6 +98,15 @@ def test_a_gate_that_is_not_met_is_exit_code_3_and_no_model(
     assert not [*tmp_path.glob("v2.verdict.*")]  # which spoke of the attempt before
 
 
+def test_the_file_that_json_is_redirected_to_stays(world: dict[str, str], tmp_path: Path) -> None:
+    words = [world["v1"], "--add", world["cold"], "--test", world["test"], "--max-drop", "100", "--json"]
+    told = tmp_path / "v2.verdict.json"
+    with told.open("w") as stdout:
+        command = [sys.executable, "-m", "everclip", "update", *words, "-o", str(tmp_path / "v2")]
+        subprocess.run(command, stdout=stdout, check=True)
+    assert told.read_text() == (tmp_path / "v2" / "verdict.json").read_text()
+
+
 def test_a_gate_that_measures_nothing_is_refused(
     world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

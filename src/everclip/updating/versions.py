@@ -14,9 +14,10 @@ from everclip.runs.card import FILE, identity
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
+from everclip.system.reading import Unreadable, read_json
 from everclip.updating.core import Outcome
 from everclip.updating.state import State, write
-from everclip.updating.verdict import files
+from everclip.updating.verdict import PAGE_FILE, files
 
 UNDONE = ".undone"
 """Suffix of an undone version's name."""
@@ -66,10 +67,20 @@ def settle(outcome: Outcome, before: State, folder: Path) -> None:
         write_next(outcome, before, folder)
     for name, text in files(outcome.verdict).items():
         beside = folder.with_name(f"{folder.name}.{name}")
-        if outcome.passed:  # an earlier attempt's
-            beside.unlink(missing_ok=True)
-        else:
+        if not outcome.passed:
             write_atomic(beside, text)
+        elif name == PAGE_FILE or _refusal(beside):  # an earlier attempt's
+            beside.unlink(missing_ok=True)
+
+
+def _refusal(file: Path) -> bool:
+    """Return whether a file holds a verdict that was not passed; not so one that --json is redirected to."""
+    try:
+        found = read_json(file)
+    except Unreadable:
+        return False
+    gate = found.get("gate") if isinstance(found, dict) else None
+    return isinstance(gate, dict) and gate.get("passed") is False
 
 
 def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
