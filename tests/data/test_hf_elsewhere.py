@@ -88,6 +88,17 @@ def test_a_file_that_links_out_of_the_folder(tmp_path: Path, hf_cache: Path) -> 
     assert sum(map(sum, counts(load(tmp_path / "set")))) == 12
 
 
+def test_names_that_link_out_of_the_folder(tmp_path: Path, hf_cache: Path) -> None:
+    root, other = saved(tmp_path / "set", train=table(3)), tmp_path / "secret"
+    other.write_text("red\tprivate\n")
+    (root / "classnames.txt").symlink_to(other)
+    with pytest.raises(UserError, match=r"classnames.txt links out of .*set: copy the file there"):
+        load(root)
+    (root / "classnames.txt").unlink()
+    (root / "classnames.txt").symlink_to(shutil.copy(other, hf_cache / "blob"))
+    assert "private" in load(root).class_names
+
+
 @pytest.mark.parametrize("named", ["train/more.zip", "train/red/more.zip"])
 def test_archives_are_not_unpacked(tmp_path: Path, hf_cache: Path, named: str) -> None:
     root = image_folder(tmp_path / "set", {"train": 3}, 2)

@@ -181,6 +181,33 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, source: str, link: 
         assert "out" in data.load(f"{source}:{root}").class_names, "links that stay inside are followed"
 
 
+@pytest.mark.parametrize("name", ["classnames.txt", "templates.txt"])
+@pytest.mark.parametrize("source", ["imagefolder", "domainfolder", "csv"])
+def test_names_and_templates_that_link_out_of_the_folder(tmp_path: Path, source: str, name: str) -> None:
+    """Names stand in reports and model cards: a private file must not be shown there."""
+    root, secret = tmp_path / "shared", tmp_path / name
+    if source == "domainfolder":
+        domain_folder(root, 2, 2)
+    else:
+        image_folder(root, {"": 6}, classes=2)
+    spec = f"{source}:{root}"
+    if source == "csv":
+        paths = [path.relative_to(root) for path in sorted(root.rglob("*.png"))]
+        (root / "list.csv").write_text("path,label\n" + "".join(f"{path},{path.parent}\n" for path in paths))
+        spec += "/list.csv"
+    classes = data.load(spec).class_names
+    lines = [f"private {one}" for one in classes] if name == "classnames.txt" else ["private {}"]
+    secret.write_text("\n".join(lines))
+    (root / name).symlink_to(secret)
+    with pytest.raises(UserError, match=rf"{name} links out of .*shared: copy the file there") as error:
+        data.load(spec)
+    assert "private" not in str(error.value)
+    secret.rename(root / "there.txt")
+    (root / name).unlink()
+    (root / name).symlink_to("there.txt")  # links that stay inside are followed
+    assert "private" in str((data.load(spec).class_names, data.load(spec).templates))
+
+
 def test_pipes_and_huge_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with (tmp_path / "huge.png").open("wb") as file:

@@ -12,6 +12,7 @@ import pytest
 
 from everclip import data
 from everclip.cli import app
+from everclip.data.sources.webdataset import BENCHMARK_TEMPLATES
 from everclip.errors import UserError
 from tests.running import run
 from tests.tars import encoded, samples, shard
@@ -102,6 +103,27 @@ def test_the_layout_of_clip_benchmark(tmp_path: Path) -> None:
     assert found.templates == ("a toy {}", "an art of {}.")
     assert found.class_names == ("red", "green", "blue", "yellow")
     assert {found.test.store.keys[int(row)].split("/")[0] for row in found.test.rows} == {"test"}
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "templates.txt", BENCHMARK_TEMPLATES])
+def test_names_and_templates_that_link_out_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root, secret = shards(tmp_path / "shards"), tmp_path / "blobs" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("private {c}\n" if name == BENCHMARK_TEMPLATES else "private {}\n" * 4)
+    if name == "classnames.txt":
+        secret.write_text("private 0\nprivate 1\nprivate 2\nprivate 3\n")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(secret)
+    spec = f"{root}?train=24,test=8"
+    with pytest.raises(UserError, match=rf"{name} links out of .*shards: copy the file there"):
+        load(spec)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(secret.parent))
+    found = load(spec)
+    assert "private" in str((found.class_names, found.templates)), (
+        "the hub's client keeps links into its cache"
+    )
 
 
 @pytest.mark.parametrize(

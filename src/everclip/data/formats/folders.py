@@ -183,8 +183,8 @@ def dataset(
         least: classes; what a model learns in addition may be one.
     """
     folders = sorted({row[2] for row in found})
-    beside = (key for place in places for key in image_files(root, place, deep=False))
-    loose = [key for key in beside if not (root / key).is_dir()]  # in no class folder
+    keys = (key for place in places for key in image_files(root, place, deep=False))
+    loose = [key for key in keys if not (root / key).is_dir()]  # in no class folder
     if not found and loose:
         raise UserError(f"{root} holds images but no class folders, such as {loose[0]}: use CLASS folders")
     if not found:
@@ -205,8 +205,8 @@ def dataset(
     for key, *_ in found:
         if not fence.holds(f"{root}/{key}"):
             raise UserError(f"{root / key} links out of {root}: copy the image there (cp -rL)")
-    listed, templates = root / "classnames.txt", root / "templates.txt"
-    names = read_class_names(listed, folders) if listed.exists() else [*map(clean, folders)]
+    listed, templates = beside(root, "classnames.txt"), beside(root, "templates.txt")
+    names = read_class_names(listed, folders) if listed else [*map(clean, folders)]
     label = {folder: index for index, folder in enumerate(folders)}
     domain = {folder: index for index, folder in enumerate(domains)}
     return build(
@@ -219,7 +219,7 @@ def dataset(
         check_names([clean(folder) for folder in domains], str(root), domains, domains=True)
         if len(domains) > 1
         else domains,
-        read_templates(templates) if templates.exists() else (PHOTO,),
+        read_templates(templates) if templates else (PHOTO,),
         held_out,
     )
 
@@ -259,6 +259,20 @@ def check_texts(data: Dataset, where: str) -> None:
     if len(data.domain_names) > 1:
         check_names(data.domain_names, where, domains=True)
     check_templates(data.templates, where)
+
+
+def beside(folder: Path, name: str, links: Iterable[str] = ()) -> Path | None:
+    """Return a text file of a data set, or None where it has none. Raises UserError for a link to a place outside, as
+    what the file says is shown to others: it stands in reports and model cards.
+
+    Args:
+        name: of the file, such as ``classnames.txt``.
+        links: other folders that it may link to.
+    """
+    path = folder / name
+    if not Fence(folder, *links).holds(str(path)):
+        raise UserError(f"{path} links out of {folder}: copy the file there (cp -L)")
+    return path if path.exists() else None
 
 
 class Fence:

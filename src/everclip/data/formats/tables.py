@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everclip.data.formats.folders import ADDITION, check_names, split_of
+from everclip.data.formats.folders import ADDITION, beside, check_names, split_of
 from everclip.data.images import Dataset, Store, build
 from everclip.data.prompts import (
     PHOTO,
@@ -55,6 +55,7 @@ class Origin:
         kind: of the scenario.
         domain_hint: how domains are written there, which ends a message.
         folder: of ``classnames.txt`` and ``templates.txt``, if there is one.
+        links: other folders that these may link to.
         templates: the list's own prompts, which ``templates.txt`` overrides; none where no text tower reads any.
     """
 
@@ -63,6 +64,7 @@ class Origin:
     kind: str
     domain_hint: str
     folder: Path | None = None
+    links: tuple[str, ...] = ()
     templates: tuple[str, ...] = (PHOTO,)
 
 
@@ -85,7 +87,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
     check_trained(where, "class", labels, is_test)
     if origin.kind == "domain-incremental":
         _check_domains(where, domains, is_test)
-    names, prompts = _names(origin, classes), origin.folder and origin.folder / "templates.txt"
+    names, prompts = _names(origin, classes), _beside(origin, "templates.txt")
     label = {name: index for index, name in enumerate(classes)}
     domain = {name: index for index, name in enumerate(domain_names)}
     return build(
@@ -98,7 +100,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
         check_names([clean(name) for name in domain_names], where, domain_names, domains=True)
         if len(domain_names) > 1
         else domain_names,
-        read_templates(prompts) if prompts and prompts.exists() else origin.templates,
+        read_templates(prompts) if prompts else origin.templates,
         rows.is_test is None,
     )
 
@@ -152,15 +154,19 @@ def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) 
             raise UserError(f'domain "{domain}" of {where} has no {lacks} images: add some, or leave it out')
 
 
+def _beside(origin: Origin, name: str) -> Path | None:
+    return beside(origin.folder, name, origin.links) if origin.folder else None
+
+
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
     """Return readable names of the classes: those in ``classnames.txt``, else as the list writes them.
 
     Where classes are numbers and the file has one name per line, it may name more classes than there are: a number is
     then the line, from 0.
     """
-    path = origin.folder / "classnames.txt" if origin.folder else None
+    path = _beside(origin, "classnames.txt")
     numbers = are_numbers(classes)
-    if path and path.exists():
+    if path:
         lines = read_lines(path, "class names")
         if not numbers or len(lines) == len(classes) or any("\t" in line for line in lines):
             return read_class_names(path, classes)

@@ -97,6 +97,7 @@ class HuggingFace(Source):
         folder = Path(name) if Path(name).is_dir() else None
         images = {split: columns.encoded_images(name, data, options.image) for split, data in chosen.items()}
         store = ArrowStore(name, images, folder, [] if folder else caches())
+        links = tuple(caches())  # what the hub's client keeps are links into its cache
         is_test = [place > 0 for place, data in enumerate(chosen.values()) for _ in range(len(data))]
         tested = is_test if len(chosen) > 1 else None
         features = next(iter(chosen.values())).features
@@ -112,7 +113,7 @@ class HuggingFace(Source):
         labels, domains, classes = zip(*parts.values(), strict=True)
         rows = Rows([*chain(*labels)], tested, [*chain(*domains)] if placed else None, classes[0])
         hint = f"give their column, hf:{name}#domain=COLUMN"
-        found = dataset(Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder), store, rows)
+        found = dataset(Origin(f"hf:{argument}", f"hf:{name}", kind, hint, folder, links), store, rows)
         timed = _timed(features)
         if kind != "time" and (kind != TASKS or not (options.time or timed)):
             return found

@@ -33,6 +33,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from everclip.data.formats import pairs
+from everclip.data.formats.folders import beside
 from everclip.data.formats.shards import Shard, TarStore, read_shard
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
@@ -54,6 +55,8 @@ class WebDataset(Source):
     """Pictures in tar files."""
 
     def load(self, argument: str | None, kind: str) -> Dataset:
+        from huggingface_hub import constants
+
         if not argument:
             raise UserError(f'data "webdataset" needs tar files: use {_EXAMPLE}')
         spec, counts, captions = _parse(argument)
@@ -73,7 +76,9 @@ class WebDataset(Source):
             return pairs.dataset(f"webdataset:{argument}", spec, TarStore(root, shards), columns)
         rows = Rows([label for shard in shards for label in shard.labels], is_test if test else None)
         hint = "shards have none; use csv, hf or domainfolder"
-        origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, _templates(folder))
+        links = (constants.HF_HUB_CACHE,)  # what the hub's client keeps are links into its cache
+        templates = _templates(folder, links)
+        origin = Origin(f"webdataset:{argument}", spec, kind, hint, folder, links, templates)
         return dataset(origin, TarStore(root, shards), rows)
 
 
@@ -269,8 +274,8 @@ def _names_folder(folder: Path) -> Path:
     return folder.parent if above else folder
 
 
-def _templates(folder: Path) -> tuple[str, ...]:
+def _templates(folder: Path, links: tuple[str, ...]) -> tuple[str, ...]:
     """Return CLIP_benchmark's prompts, if they are there."""
-    path = folder / BENCHMARK_TEMPLATES
-    lines = read_lines(path, "templates") if path.exists() else []
+    path = beside(folder, BENCHMARK_TEMPLATES, links)
+    lines = read_lines(path, "templates") if path else []
     return tuple(line.replace("{c}", "{}") for line in lines if line.count("{c}") == 1) if lines else (PHOTO,)
