@@ -15,6 +15,7 @@ import everclip
 from everclip.cli.app import main
 from everclip.data.given import several
 from everclip.errors import UserError, check_range
+from everclip.inference.learned import is_version
 from everclip.system import progress
 from tests.learned import coloured
 from tests.pictures import COLOURS, picture
@@ -72,6 +73,30 @@ def test_each_save_goes_back_to_the_one_before(learner: everclip.Learner, tmp_pa
         learner.save(tmp_path / name)
     assert everclip.Learner(str(tmp_path / "white" / "before")).classes == ["red", "black", "blue", "green"]
     assert main(["rollback", str(tmp_path / "white")]) == 0
+
+
+def test_the_version_before_is_found_from_another_folder_or_missed(
+    learner: everclip.Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    learner.learn(*pictures(["red", "black"]))
+    learner.save("v1")
+    for known in (learner, everclip.Learner.load("v1", progress=False, exemplars=4)):
+        monkeypatch.chdir(tmp_path)
+        known.update(*pictures(["blue"]))
+        monkeypatch.chdir(tmp_path / "other")
+        out = tmp_path / f"next{known is learner}"
+        known.save(out)
+        assert is_version(out / "before")
+        assert str(tmp_path) not in (out / "update.json").read_text()
+    known.update(*pictures(["green"]))
+    out.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="has gone since the update began: put it back"):
+        known.save("v3")
+    assert not Path("v3").exists()
+    (tmp_path / "moved").rename(out)
+    assert is_version(known.save("v3") / "before")
 
 
 def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:

@@ -76,6 +76,7 @@ def begin(
         found = _of_learned(spec, folder, memory is None)
     else:
         found = _of_model(spec, classes, image_size)
+    found = replace(found, place=folder.absolute())
     return found if memory is None else _with_memory(found, memory, same)
 
 

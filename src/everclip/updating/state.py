@@ -90,6 +90,7 @@ class State:
         record: the content of update.json, without ``format``.
         map: of embeddings of ``encoder`` to those of an earlier one, whose index is still searched.
         called: names of the classes of ``older`` as --memory has them.
+        place: where ``spec`` led when it was opened, whatever the current folder is later; None before it is written.
     """
 
     spec: str
@@ -105,6 +106,7 @@ class State:
     record: Mapping[str, Any] = field(default_factory=dict)
     map: maps.Map | None = None
     called: tuple[str, ...] = ()
+    place: Path | None = None
 
     @property
     def version(self) -> int:
@@ -277,7 +279,8 @@ def _read_images(folder: Path, width: int | None) -> tuple[ImageSet, ImageSet]:
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
             raise ValueError(f"a row of {LIST} is none")
-    store = Archive(folder / IMAGES, [row[0] for row in rows], width)
+    # opened when an image is needed: the current folder may then be another
+    store = Archive((folder / IMAGES).absolute(), [row[0] for row in rows], width)
     places = np.arange(len(rows), dtype=np.int64)
     labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))
     check = np.array([row[3] for row in rows], dtype=bool)

@@ -30,17 +30,20 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
         the next version as the one before of another: it lies in ``folder``.
 
     Raises:
-        UserError: ``folder`` is not empty, or the previous version has changed since the update began.
+        UserError: ``folder`` is not empty, or the previous version has changed or gone since the update began.
         OSError: the disk is full or fails.
     """
-    source = Path(before.spec).expanduser()
+    source = before.place
     texts = files(outcome.verdict)
     if before.model is None:  # no class was known: there is nothing to go back to
         write(outcome.state, folder, texts, None)
-    elif (source / FILE).is_file() and not (source / "config.toml").is_file() and not _loose(source):
+    elif source is not None and _is_model(source) and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
-            raise UserError(f"{source} has changed since the update began: update it again")
+            raise UserError(f"{before.spec} has changed since the update began: update it again")
         write(outcome.state, folder, texts, source)
+    elif before.model.identity and source is not None and not (source / FILE).is_file():
+        # the model alone would be kept, without what it has learned from
+        raise UserError(f"{before.spec} has gone since the update began: put it back, and repeat this")
     else:
         with stage(folder) as scratch:
             save(before.model, scratch)
@@ -48,8 +51,16 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     model = outcome.state.model
     assert model is not None
     return replace(
-        outcome.state, spec=str(folder.absolute()), model=replace(model, identity=identity(folder))
+        outcome.state,
+        spec=str(folder),
+        place=folder.absolute(),
+        model=replace(model, identity=identity(folder)),
     )
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder holds a version or an exported model, and is no run."""
+    return (folder / FILE).is_file() and not (folder / "config.toml").is_file()
 
 
 def _loose(folder: Path) -> bool:
