@@ -84,10 +84,12 @@ def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: 
     root = image_folder(tmp_path / "photos", {"train": 3, "test": 1}, 2)
     evil = root / "train" / "<script>alert(1)<"
     shutil.copytree(root / "train/red", evil)
-    code, out, _ = say("data", "check", root, "--model", toy, "-o", tmp_path / "page.html", "--most", "2")
+    (tmp_path / "link.html").symlink_to("page.html")
+    code, out, _ = say("data", "check", root, "--model", toy, "-o", tmp_path / "link.html", "--most", "2")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert code == 0
-    assert f"page: {tmp_path / 'page.html'}" in out
+    assert f"page: {tmp_path / 'link.html'}" in out
+    assert (tmp_path / "link.html").is_symlink()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;" in page
     assert page.count('src="data:image/jpeg;base64,') >= 4
@@ -102,6 +104,7 @@ def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: 
         (["check", "nowhere"], 'data "nowhere" is no source, and no folder that is there'),
         (["check", "emoji", "--near", "2"], "--near is 2: use a number above 0, at most 1"),
         (["check", "emoji", "--most", "0"], "--most is 0: use a whole number from 1 to 1000"),
+        (["check", "emoji", "-o", "/"], "/ cannot be written (it is a folder): give the name of a file"),
         (["check", "emoji", "--image-size", "3"], "--image-size is 3: use a whole number from 16 to 4096"),
     ],
 )

@@ -65,11 +65,14 @@ def test_json_has_the_numbers_of_the_page(runs: Path, capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_mistakes(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs.parent / "file").write_text("")
+    os.mkfifo(runs.parent / "pipe")
     for arguments, message in (
         ([], "no run to report: give at least one run directory"),
         (["nothing"], '"nothing" is no run directory'),
         (["runs", "-o", "file/x.html"], "cannot be written"),
-        (["runs", "-o", "runs"], "cannot be written (Is a directory): give another place"),
+        (["runs", "-o", "runs"], "runs cannot be written (it is a folder): give the name of a file"),
+        (["runs", "-o", "."], ". cannot be written (it is a folder): give the name of a file"),
+        (["runs", "-o", "pipe"], "pipe cannot be written (it is a pipe): give the name of a file"),
         (["runs", "--figures", "file"], "cannot be written"),
     ):
         assert app.main(["report", *arguments]) == 2
@@ -86,3 +89,14 @@ def test_an_old_page_outlives_a_mistake(runs: Path) -> None:
     assert Path("report.html").read_text() == "old"
     assert app.main(["report", "runs/s0"]) == 0
     assert not [name for name in os.listdir(".") if name.startswith(".report")]
+
+
+def test_a_link_to_a_page_stays(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("site").mkdir()
+    Path("site/index.html").symlink_to("../v1.html")
+    for _ in ("a new page", "the page again"):
+        assert app.main(["report", "runs/s0", "-o", "site/index.html"]) == 0
+        assert capsys.readouterr().out.endswith("\nreport: site/index.html\n")
+        assert os.readlink("site/index.html") == "../v1.html"
+        assert Path("v1.html").read_text().startswith("<!")
+    assert os.listdir("site") == ["index.html"]

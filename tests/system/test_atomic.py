@@ -13,7 +13,8 @@ import pytest
 
 from everclip.errors import UserError
 from everclip.system import atomic as durable
-from everclip.system.atomic import check_new, claimed, new_folder, recover, stage, swap, write_atomic
+from everclip.system.atomic import claimed, new_folder, recover, stage, swap, write_atomic
+from everclip.system.outputs import check_new
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

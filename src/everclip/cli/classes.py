@@ -40,7 +40,8 @@ def classes(
         max_drop: Points of accuracy that may be lost on the classes that stay; more is exit code 3, and no model.
     """
     from everclip.inference.learned import check_version
-    from everclip.system.atomic import check_new, claimed
+    from everclip.system.atomic import claimed
+    from everclip.system.outputs import check_new
     from everclip.training.disk import on_disk
     from everclip.updating.editing import edit
     from everclip.updating.start import begin, load

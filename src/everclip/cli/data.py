@@ -50,16 +50,18 @@ def data(
     _check(action, spec, image_size, near, most)
     from everclip.audit.check import Options, check
     from everclip.system import trust
+    from everclip.system.outputs import check_file
     from everclip.system.progress import Progress
 
     trust.typed(spec)
+    page = None if out is None else check_file(out)
     with Progress() as progress:
         found = check(spec, Options(model, image_size, near, not exact, tiny), progress)
-    if out is not None:
+    if page is not None:
         from everclip.report.data_page import write
 
         try:
-            write(found, out, most)
+            write(found, page, most)
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror}): give another place") from error
     if json:

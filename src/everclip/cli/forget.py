@@ -28,7 +28,8 @@ def forget(
         json: Print what was removed as JSON.
     """
     from everclip.inference.learned import check_version
-    from everclip.system.atomic import check_new, claimed
+    from everclip.system.atomic import claimed
+    from everclip.system.outputs import check_new
     from everclip.training.disk import on_disk
     from everclip.updating.forgetting import forget as without
     from everclip.updating.start import begin

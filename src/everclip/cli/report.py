@@ -28,12 +28,14 @@ def report(
         json: Also print the page's numbers as JSON.
     """
     from everclip.report.build import collect, write
+    from everclip.system.outputs import check_file
 
+    page = check_file(out)
     found = collect(runs)
     for line in found.skipped:
         print(f"left out: {printable(line)}", file=sys.stderr)
     try:
-        write(found, out, figures)
+        write(found, page, figures)
     except OSError as error:
         where = error.filename or out
         raise UserError(f"{where} cannot be written ({error.strerror}): give another place") from error

@@ -101,7 +101,8 @@ def _run(
     json: bool,
 ) -> int:
     """Update, or if ``out`` is None show the plan."""
-    from everclip.system.atomic import check_new, claimed
+    from everclip.system.atomic import claimed
+    from everclip.system.outputs import check_new
     from everclip.system.progress import Progress
     from everclip.system.signals import leaving
     from everclip.updating.core import Options

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from everclip.errors import UserError
 from everclip.system import checkpoint, kinds
-from everclip.system.atomic import check_new
+from everclip.system.outputs import check_new
 from everclip.system.reading import read_json, readable
 from everclip.system.text import check
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from everclip.errors import UserError
+from everclip.system.outputs import check_new
 from everclip.system.reading import Unreadable, read_text
 from everclip.system.signals import unwinding
 
@@ -91,36 +92,6 @@ def _remove_dead_parts(path: Path) -> None:
                 part.unlink()
             finally:
                 os.close(descriptor)
-
-
-def check_new(out: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder to write; a link to an empty folder is followed.
-
-    Raises:
-        UserError: something is there, nothing can be, or it is the current folder or one that holds it.
-    """
-    try:
-        return _new(Path(out).expanduser(), os.fspath(out))
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{str(out)[:200]} cannot be written ({reason}): give another folder") from error
-
-
-def _new(path: Path, out: str) -> Path:
-    if path.is_symlink():
-        if not path.exists():
-            raise UserError(f"{out} is a link to nothing: give a new or an empty folder")
-        path = path.resolve()
-    if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
-        raise UserError(f"{out} is the current folder, or one that holds it: give the name of a new folder")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{out} exists: give a new or an empty folder")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise UserError(f"{out} cannot be written, as {above} is a file: give another folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{out} cannot be written (no permission in {above}): give another folder")
-    return path
 
 
 @contextmanager

@@ -87,12 +87,13 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
 
 def _check(found: os.stat_result, most: int | None) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise Unreadable(f"it is {_kind(found)}")
+        raise Unreadable(f"it is {kind_of(found)}")
     if most is not None and found.st_size > most:
         raise Unreadable(f"larger than {_size(most)}")
 
 
-def _kind(found: os.stat_result) -> str:
+def kind_of(found: os.stat_result) -> str:
+    """Return in words what is no regular file: a folder, a pipe, a device."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 
@@ -201,7 +202,7 @@ def diverted(folder: Path, names: Iterable[str]) -> str:
         except OSError:
             continue
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            return f"{name} is {_kind(found)}"
+            return f"{name} is {kind_of(found)}"
     return ""
 
 
@@ -222,7 +223,7 @@ def strange(folder: Path, deep: bool = False) -> str:
                 if deep and entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                 elif not entry.is_file() and not entry.is_dir() and os.path.exists(entry):
-                    return f"{os.path.relpath(entry, folder)} is {_kind(entry.stat())}"
+                    return f"{os.path.relpath(entry, folder)} is {kind_of(entry.stat())}"
         except OSError as error:
             return f"{error.filename} cannot be read ({error.strerror})"
     return ""
