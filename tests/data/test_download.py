@@ -156,6 +156,35 @@ def test_a_damaged_part_is_thrown_away(site: Site, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("kind", ["link", "lost link", "hard link", "pipe"])
+def test_a_part_that_links_elsewhere_is_replaced(site: Site, tmp_path: Path, kind: str) -> None:
+    """Whoever made the folder may have put a link there: what it leads to is left as it is."""
+    mine, part = tmp_path / "mine", tmp_path / ".set.zip.everclip-part"
+    mine.write_bytes(b"precious")
+    if kind == "pipe":
+        os.mkfifo(part)
+    elif kind == "hard link":
+        part.hardlink_to(mine)
+    else:
+        part.symlink_to(mine if kind == "link" else tmp_path / "new")
+    fetch(remote(site), tmp_path / "set.zip")
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+    assert mine.read_bytes() == b"precious"
+    assert not (tmp_path / "set.zip").is_symlink()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_that_appears_meanwhile_is_not_followed(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plant(*_: object) -> None:
+        (tmp_path / ".set.zip.everclip-part").symlink_to(tmp_path / "mine")
+
+    monkeypatch.setattr(download, "check_room", plant)
+    assert "part cannot be written" in refused(site, tmp_path / "set.zip")
+    assert not (tmp_path / "mine").exists()
+
+
 @pytest.mark.parametrize("size", [len(CONTENT) - 1, len(CONTENT) + 1, 20])
 @pytest.mark.parametrize("have", [0, 10])
 def test_another_length_is_refused_at_once(site: Site, tmp_path: Path, size: int, have: int) -> None:

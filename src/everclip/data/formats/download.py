@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -122,6 +124,8 @@ def fetch(remote: Remote, path: Path) -> None:
     if path.exists():
         return
     part = path.with_name(f".{path.name}.everclip-part")
+    with writing(part):
+        _unlink_link(part)
     have = _size(part)
     if have > remote.size:
         part.unlink()
@@ -142,6 +146,20 @@ def commit(part: Path, path: Path) -> None:
     """Move a finished file to its place, on the disk as well."""
     with writing(path):
         put(part, path)
+
+
+def _unlink_link(part: Path) -> None:
+    """Remove what is no regular file of one name: a folder of others may have a link there, to a file of the user's."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(part)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            part.unlink()
+
+
+def _opened(part: Path, goes_on: bool) -> BinaryIO:
+    """Open a part for writing, at its end or anew; a link that has come meanwhile is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if goes_on else os.O_TRUNC)
+    return os.fdopen(os.open(part, flags, 0o666), "wb", buffering=0)
 
 
 def _size(path: Path) -> int:
@@ -191,7 +209,7 @@ def _append(remote: Remote, part: Path, path: Path, have: int) -> None:
                 f"{remote.url} has {int(total)} bytes, not {remote.size}: put the original in {path}"
             )
         with writing(part):
-            file = part.open("ab" if goes_on else "wb", buffering=0)
+            file = _opened(part, goes_on)
         with file:
             while chunk := answer.read(CHUNK):
                 done += len(chunk)
