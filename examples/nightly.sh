@@ -8,9 +8,10 @@
 # next night continues.
 set -u
 cd "$1" || exit 2
+[ -L current ] || { echo "$PWD/current is no link to a version: make one, ln -s v1 current" >&2; exit 2; }
 mkdir -p new learned
 
-if [ -d learning ] && [ "$(readlink current)" = "$(cat learning.to 2>/dev/null)" ]; then
+if [ -d learning ] && [ -s learning.to ] && [ "$(readlink current)" = "$(cat learning.to)" ]; then
     mv learning "learned/$(readlink current)"   # killed right after the switch
 fi
 if [ ! -d learning ]; then                      # else: what the last night could not learn

@@ -32,6 +32,21 @@ def test_the_commands_of_the_script_can_be_read(tmp_path: Path) -> None:
         build().parse_args(words[1:], exit_on_error=False, print_error=False)
 
 
+@pytest.mark.parametrize("current", [None, "folder", "file"])
+def test_without_a_version_in_use_nothing_is_moved(current: str | None, tmp_path: Path) -> None:
+    """A folder or a file named ``current`` is none: it may be the only copy of what was learned."""
+    (tmp_path / "learning" / "blue").mkdir(parents=True)
+    if current == "folder":
+        (tmp_path / "current").mkdir()
+    elif current == "file":
+        (tmp_path / "current").write_text("v1")
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run([SCRIPT, tmp_path], capture_output=True, text=True, check=False)
+    told = f"{tmp_path}/current is no link to a version: make one, ln -s v1 current\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_job_runs_the_script() -> None:
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     (job,) = yaml.safe_load(text)["jobs"].values()
