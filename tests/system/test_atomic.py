@@ -218,6 +218,7 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("../file", "exists"),
         ("../file/x", "is a file"),
         ("/dev/null", "exists"),
+        ("/proc", "is where a disk is mounted: give a new folder inside it"),
         ("x" * 300, "File name too long"),
         ("~nobody-of-that-name/x", "home"),
     ):

@@ -25,7 +25,7 @@ from everclip.runs.run import Run
 from everclip.system.checkpoint import Place
 from everclip.system.signals import Stopped
 from everclip.training import disk
-from everclip.training.disk import check_room, room, writing
+from everclip.training.disk import check_room, on_disk, room, writing
 from tests.running import configured, files_up_to, run, timeless
 
 
@@ -54,6 +54,16 @@ def test_a_run_that_is_taken_away(tmp_path: Path) -> None:
     gone = tmp_path / "run"
     with pytest.raises(RunError, match=r"run is gone: the folder was removed or"), writing(gone):
         (gone / "metrics.jsonl").open("a")
+
+
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EXDEV])
+def test_a_folder_that_cannot_be_renamed_to_its_name(tmp_path: Path, code: int) -> None:
+    """Where a disk was mounted in the meantime, or some layered disks."""
+    with (
+        pytest.raises(RunError, match=rf"m cannot be written \({os.strerror(code)}\)"),
+        on_disk(tmp_path / "m"),
+    ):
+        raise OSError(code, os.strerror(code))
 
 
 def test_a_disk_that_may_not_be_written(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def _new(path: Path, out: str) -> Path:
         path = path.resolve()
     if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
         raise UserError(f"{out} is the current folder, or one that holds it: give the name of a new folder")
+    if os.path.ismount(path):  # no folder can be renamed to it
+        raise UserError(f"{out} is where a disk is mounted: give a new folder inside it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{out} exists: give a new or an empty folder")
     above = next(parent for parent in path.absolute().parents if parent.exists())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everclip.models.clip import Clip
 
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
-_FAILURES |= {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_FAILURES |= {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EBUSY, errno.EXDEV}
 """Error numbers that are the disk's fault, not the program's."""
 _CODE = re.compile(r"\(os error (\d+)\)")
 GIB = 1 << 30
