@@ -30,7 +30,10 @@ def test_a_dry_run_refuses_what_training_would(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [".lock", ".holder", "run.log", "metrics.jsonl", "checkpoints"])
+@pytest.mark.parametrize(
+    "name",
+    [".lock", ".holder", "run.log", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", "mlflow-run-id"],
+)
 @pytest.mark.parametrize("kind", ["link", "loose link", "pipe"])
 def test_a_run_writes_into_its_own_folder_alone(
     tmp_path: Path, tokens: list[str], name: str, kind: str

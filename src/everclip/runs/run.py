@@ -38,8 +38,17 @@ IMAGES = "images.npz"
 """The file that records the images (noted.py)."""
 _FIRST = re.compile(r"\.lock|\.holder|config\.toml\.tmp|\.config\.toml\.everclip-[0-9a-f]{8}")
 """Files of a run that exist before its config."""
-_IN_PLACE = (".lock", HOLDER, "run.log", "metrics.jsonl", "checkpoints")
-"""Files written in place; others are replaced as a whole."""
+_IN_PLACE = (
+    ".lock",
+    HOLDER,
+    "run.log",
+    "metrics.jsonl",
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+    "mlflow-run-id",
+)
+"""Files and folders written in place, by trackers too; others are replaced as a whole."""
 
 
 class _RunLog(logging.FileHandler):

@@ -52,7 +52,9 @@ class Folder:
         self._names: dict[str, str] = {}
 
     def __enter__(self) -> Folder:
-        hold(self._lock, self.path, "sweep", (".sweep.lock", "logs", "tune"))
+        inside = (path for name in ("logs", "tune") for path in (self.path / name).glob("*"))
+        written = (str(path.relative_to(self.path)) for path in inside)
+        hold(self._lock, self.path, "sweep", (".sweep.lock", "logs", "tune", "slurm", *written))
         return self
 
     def __exit__(self, *failure: object) -> None:

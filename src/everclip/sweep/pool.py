@@ -11,10 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from everclip.errors import UserError
 from everclip.runs.find import last_error
 from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
+from everclip.system.reading import diverted
 
 GRACE = 60.0
 """Seconds that a run has to save its progress."""
@@ -34,6 +37,23 @@ class Work:
     log: Path
 
 
+def _appended(log: Path) -> BinaryIO:
+    """Open a log to write at its end. Raises UserError for what leads elsewhere, such as a link."""
+    try:
+        if wrong := diverted(log.parent, [log.name]):
+            raise UserError(f"{log.parent} cannot be used, as {wrong}: remove it, or give another out")
+        return open(log, "ab", opener=_own)
+    except OSError as error:
+        raise UserError(
+            f"{log} cannot be written ({error.strerror}): remove it, or give another out"
+        ) from error
+
+
+def _own(path: str, flags: int) -> int:
+    """Open no link, and wait for no pipe, that has come in the meantime."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 class Child:
     """A running command."""
 
@@ -41,7 +61,7 @@ class Child:
         self.work = work
         self.slot = slot
         self.started = time.monotonic()
-        with work.log.open("ab") as output:
+        with _appended(work.log) as output:
             self._from = output.tell()  # what stands before is of earlier attempts
             # Its own session: Ctrl-C goes to the sweep alone, which then asks its children to stop.
             # -P: otherwise modules of the current folder would come before the installed ones.
