@@ -19,6 +19,7 @@ from everclip.index.folder import Listed, Vectors, append, create, read
 from everclip.index.maps import FILE
 from everclip.index.queries import asker
 from everclip.index.search import nearest
+from everclip.system.checkpoint import amend
 from everclip.updating import core
 from everclip.updating.candidates import TRAINED
 from everclip.updating.classifiers import text_form
@@ -258,6 +259,24 @@ def test_no_code_runs_that_a_folder_names(world: Path, tmp_path: Path, say: Say,
     )
     assert (code, out, "--trust" in err, _besides(err)) == (2, "", True, 1)
     assert not (tmp_path / "ran").exists()
+
+
+def test_texts_are_rebuilt_from_the_folder_alone(world: Path, tmp_path: Path, say: Say) -> None:
+    """A stranger's folder may name a private file in place of the texts that it has: no line of it is copied."""
+    secret, theirs = tmp_path / "id_ed25519", tmp_path / "theirs"
+    secret.write_text("private\n")
+    table = replace(read(world / "vectors").table, kind="text")
+    rows = read(world / "vectors").blocks[0][1][:3]
+    append(create(theirs, table), rows, Listed(["a dog", "half \\ud800", "a cat"], {}, [str(secret)]))
+    listed = theirs / "000000.json"
+    listed.write_text(
+        listed.read_text().replace("\\\\ud800", "\\ud800")
+    )  # as JSON can have it, and no file can
+    amend(theirs, {listed.name: listed.read_bytes()})
+    rebuild = ("--index", "rebuild", "--vectors", theirs, "--method", "trained")
+    code, _, err = say(*words(world, tmp_path / "v2", *rebuild))
+    assert code == 0, err
+    assert read(tmp_path / "theirs.v2", whole=True).names(range(3)) == ["a dog", "half ?", "a cat"]
 
 
 def _besides(err: str) -> int:

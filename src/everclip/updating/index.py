@@ -275,6 +275,12 @@ def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
     if what is None or what.mode != REBUILD or what.vectors is None:
         return None
     out = check_new(beside(what.vectors, version))
-    sources = [source for shard in what.vectors.shards for source in what.vectors.listed(shard).sources]
-    work = embed.Work.of(what.vectors.table.kind, [*dict.fromkeys(sources)], written=False)
+    kind, listed = what.vectors.table.kind, [what.vectors.listed(shard) for shard in what.vectors.shards]
+    sources = [*dict.fromkeys(source for one in listed for source in one.sources)]
+    if kind == folder.TEXT:
+        # The folder has the texts themselves: a stranger's may name a private file, whose lines would be copied out.
+        ids = (name.encode("utf-8", "replace").decode() for one in listed for name in one.ids)
+        work = embed.Work(tuple(sources), [*dict.fromkeys(ids)], None)
+    else:
+        work = embed.Work.of(kind, sources, written=False)
     return Rebuild(what.vectors, work, out)
