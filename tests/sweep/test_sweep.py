@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from everclip.methods.base.registry import method_class
 from everclip.runs.run import Run
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
+from everclip.sweep.grid import Job
 from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.tune import split, tune
@@ -172,6 +174,33 @@ def test_failures_are_named_and_retried(
     assert [(cell["state"], bool(cell["error"])) for cell in cells] == [("failed", True), ("finished", False)]
     assert main([*words, "--retry"]) == 1
     assert "gcl_lr1e30: starts" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_holds_up_no_run(
+    tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The failure of the first run cannot be noted; the second one is trained."""
+    write = Folder.write
+
+    def full(folder: Folder, command: Sequence[str], jobs: Sequence[Job]) -> None:
+        if folder.failures:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(folder, command, jobs)
+
+    monkeypatch.setattr(Folder, "write", full)
+    out = tmp_path / "s"
+    words = ["train.steps=3", "train.lr=1e30,1e-4", "train.clip_norm=none", f"out={out}", "--jobs", "1"]
+    tokens.remove("train.epochs=1")
+    assert main(["sweep", *tokens, "method=gcl", *words]) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"gcl_lr1e30: failed: .*; sweep\.json cannot be written \(No space left on device\)", said
+    )
+    assert finished(out).keys() == {"gcl_lr1e-4"}
+    told = f"{out} cannot be written (No space left on device): make room; the same command continues"
+    assert said.splitlines()[-1] == f"error: {told}"
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

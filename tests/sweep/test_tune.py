@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,22 @@ def test_a_full_disk_ends_a_search_and_says_nothing_about_a_rate(tmp_path: Path,
         tuning.tune(words, tmp_path, fails, print)
     full = False
     assert None not in tuning.tune(words, tmp_path, fails, print).tried["train.lr"].values()
+
+
+def test_a_full_disk_when_it_has_chosen_is_said_in_one_line(
+    tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tuning, "write_atomic", full)
+    with pytest.raises(
+        RunError, match=r"written \(No space left on device\): make room; the same command cont"
+    ):
+        tuning.tune([*tokens, "train.lr=1e-5,1e-4"], tmp_path, trained, print)
+    monkeypatch.undo()
+    tuning.tune([*tokens, "train.lr=1e-5,1e-4"], tmp_path, lambda run: pytest.fail("trained again"), print)
+    assert (tmp_path / "tuned.toml").is_file()
 
 
 def test_nothing_to_tune(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,11 @@ from everclip.sweep.grid import Grid, Job, content_key, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
+from everclip.sweep.tune import CONTINUES
 from everclip.system.signals import Stop, Stopped
 from everclip.training import pace
 from everclip.training.activation_cache import blocks_above
+from everclip.training.disk import on_disk
 from everclip.training.plan import Plan
 
 Json = dict[str, Any]
@@ -143,6 +145,7 @@ class Session:
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
+            RunError: the disk is full or fails; all processes have ended.
             Stopped: a signal has come; all processes have ended.
         """
         stop = Stop()
@@ -151,16 +154,17 @@ class Session:
             if retry:
                 self.retry()
             check.models([job.config for job in self.waiting()], self.plans)
-            self.folder.write(self.command, self.jobs)
-            try:
-                self._run(slots, drop)
-            except Stopped as stopped:
-                raise Stopped(
-                    stopped.signal,
-                    f"{stopped.cause}; the same command continues the sweep in {self.folder.path}",
-                ) from None
-            finally:
+            with on_disk(self.folder.path, CONTINUES):
                 self.folder.write(self.command, self.jobs)
+                try:
+                    self._run(slots, drop)
+                except Stopped as stopped:
+                    raise Stopped(
+                        stopped.signal,
+                        f"{stopped.cause}; the same command continues the sweep in {self.folder.path}",
+                    ) from None
+                finally:
+                    self.folder.write(self.command, self.jobs)
 
     def _run(self, slots: Sequence[Environment], drop: bool) -> None:
         places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
@@ -218,7 +222,10 @@ class Session:
         if error is None:
             return False, "stopped"
         self.folder.failures[key] = error
-        self.folder.write(self.command, self.jobs)
+        try:
+            self.folder.write(self.command, self.jobs)
+        except OSError as full:  # the other runs go on; it is written again when they have ended
+            return False, f"failed: {error}; sweep.json cannot be written ({full.strerror or full})"
         return False, f"failed: {error}"
 
     def _seconds(self, drop: bool) -> dict[str, list[float]]:

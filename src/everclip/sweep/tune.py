@@ -20,6 +20,7 @@ from everclip.sweep.folder import drop_checkpoints, hold
 from everclip.sweep.grid import parted
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
+from everclip.training.disk import on_disk
 
 SHARE = 0.2
 """Default fraction of held-out training images."""
@@ -28,6 +29,8 @@ LONGER = 4
 
 SEARCHED = ("train.", "method.", "center")
 """Prefixes of keys that can be searched: they decide how a run learns."""
+CONTINUES = "make room; the same command continues"
+"""What helps where the disk is full."""
 
 Trainer = Callable[[Run], dict[str, Any]]
 
@@ -80,7 +83,7 @@ def tune(
 
     Raises:
         UserError: the config is wrong, or another process searches in ``out``.
-        RunError: every value of a key ends in a loss that is not finite.
+        RunError: every value of a key ends in a loss that is not finite; or the disk is full or fails.
     """
     fixed, grid = split(tokens)
     start = resolve(load_config(fixed))
@@ -92,7 +95,7 @@ def tune(
         grid = trials.space(start, {token.partition("=")[0] for token in fixed})
     if not grid:
         raise UserError(f"{start.method.name} has nothing to tune here: give a key several values")
-    with _locked(out):
+    with on_disk(out, CONTINUES), _locked(out):
         trial = _Trials([*fixed, f"scenario.validation={share}"], out, train, say)
         if most is None:
             every = sum(map(len, grid.values()))
