@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -160,6 +161,33 @@ def test_a_fault_of_ours_shows_a_traceback(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "error: internal error (ZeroDivisionError): please report it with the lines above"
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "resume", "evaluate", "predict lite"])
+def test_a_path_that_cannot_be_looked_at_gives_one_line(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    line = complaint(capsys, *command.split(), "x" * 300)
+    assert re.fullmatch(r"error: x{200} cannot be used \(File name too long\): give another path", line)
+
+
+def test_a_folder_that_may_not_be_read_gives_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "runs/theirs/config.toml"))
+    line = complaint(capsys, "doctor")
+    assert line == "error: runs/theirs/config.toml cannot be used (Permission denied): give another path"
+    raising(monkeypatch, FileNotFoundError(errno.ENOENT, "No such file or directory", "ours"))
+    assert app.main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("Traceback"), "a lost file of ours is a fault"
+
+
+@pytest.mark.parametrize("words", [("resume", "~nobody-there/x"), ("predict", "~nobody-there/x", ".")])
+def test_an_unknown_users_home_gives_one_line(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    said = 'error: a path begins with "~" and a user who has no home folder here: write the path in full'
+    assert complaint(capsys, *words) == said
 
 
 def test_a_result_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

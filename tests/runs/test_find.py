@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from everclip.runs.find import State, counted, failure, find, last_error, not_begun, state
 from everclip.runs.read import RunData, read_run
+from everclip.sweep.folder import Folder
 from tests.report.synthetic import write_run
 
 
@@ -49,6 +52,24 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
         (tmp_path / run / "config.toml").write_text("")
     assert find([tmp_path / name]).runs == [tmp_path / name]
     assert find([tmp_path / "s[0-9]"]).runs == [tmp_path / "s1"]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("mine", "theirs"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.toml").write_text("")
+    stat = os.stat
+
+    def refusing(path: Path, **options: Any) -> os.stat_result:  # as to a user who is not root
+        if os.path.dirname(path) == str(tmp_path / "theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert find([tmp_path]).runs == [tmp_path / "mine"]
+    Folder(tmp_path).scan([])  # nor does it end a sweep
 
 
 def test_what_a_sweep_keeps_beside_its_runs_is_no_mistake(tmp_path: Path) -> None:

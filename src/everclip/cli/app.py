@@ -6,6 +6,7 @@ interrupted; a run that was stopped is saved, and the same command continues it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -47,6 +48,9 @@ Examples:
 """
 
 _INTERRUPTED = 'interrupted; "everclip resume RUN" continues a stopped run'
+
+_CLOSED = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+"""Error numbers of paths that Path.is_file and its like raise, as they are not those of a missing file."""
 
 
 class _Help(DefaultFormatter):
@@ -121,10 +125,22 @@ def _failed(error: Exception) -> int:
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
         return _fail(_INTERRUPTED, INTERRUPTED)  # a library has made something else of Ctrl-C
+    place = plugins.fault(error)
+    if not place and (line := _lost(error)):
+        return _fail(line)
     traceback.print_exc()
-    if place := plugins.fault(error):
+    if place:
         return _fail(f"{place}: {type(error).__name__}: {error}", 1)
     return _fail(f"internal error ({type(error).__name__}): please report it with the lines above", 1)
+
+
+def _lost(error: Exception) -> str:
+    """Return the message about a path of the user's that cannot be looked at; empty for any other error."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _CLOSED:
+        return f"{str(error.filename)[:200]} cannot be used ({error.strerror}): give another path"
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):  # of Path.expanduser
+        return 'a path begins with "~" and a user who has no home folder here: write the path in full'
+    return ""
 
 
 class _Talk(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,8 @@ class RunData(Finished):
 
 def is_run(path: Path) -> bool:
     """Return whether a folder holds anything of a run."""
-    return any((path / name).is_file() for name in ("results.json", "metrics.jsonl", "config.toml"))
+    # os.path: no folder that may not be looked into ends the search of its parent
+    return any(os.path.isfile(path / name) for name in ("results.json", "metrics.jsonl", "config.toml"))
 
 
 def no_run(path: Path) -> str:

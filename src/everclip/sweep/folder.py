@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ class Folder:
         self._found, self._names = {}, {}
         inside = list(self.path.iterdir()) if self.path.is_dir() else []
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
-            if (folder / "config.toml").is_file():
+            if os.path.isfile(folder / "config.toml"):  # also false where the folder may not be looked into
                 self._take(folder)
         self.name(jobs)
 
