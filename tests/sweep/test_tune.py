@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,18 @@ def test_tune_chooses_continues_and_writes_a_config(
     assert config.train.lr == float(found["values"]["train.lr"])
     assert run(tmp_path / "run", str(out / "tuned.toml"))["tuned_on"] == found["tuned_on"]
     assert "tasks 1-2, 0.2 of their training images, memory 12, seed 0" in found["tuned_on"]
+
+
+def test_the_command_that_follows_trains_where_the_config_file_names_out(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.toml").write_text('out = "here"\n')
+    assert main(["tune", "base.toml", *tokens, "train.lr=1e-5,1e-4"]) == 0
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("everclip ")]
+    assert command == "everclip train here/tuned.toml"
+    assert load_config(["here/tuned.toml"]).out is None
+    assert main([*shlex.split(command)[1:], "smoke=true"]) == 0
 
 
 def test_epochs_grow_to_four_times_the_configs_own_whoever_counts_them(tmp_path: Path) -> None:

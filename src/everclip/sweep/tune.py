@@ -112,7 +112,9 @@ def tune(
         counted = "" if most is None else f", {found.trials} of {most} trials{edges}"
         config = resolve(load_config([*fixed, "scenario.validation=none", *_words(found.values)]))
         record = _record(start, share, found.tried, counted)
-        choice = Choice(config.model_copy(update={"tuned_on": record}), found.values, found.tried)
+        # out is where the trials are: a run there would be refused
+        chosen = config.model_copy(update={"tuned_on": record, "out": None})
+        choice = Choice(chosen, found.values, found.tried)
         write_atomic(out / "tuned.toml", dump(choice.config))
     return choice
 
