@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -232,7 +233,17 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [None, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_a_new_file_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    """Also on a disk without hard links, which says so in several ways."""
+
+    def refuse(part: Path, path: Path) -> None:
+        raise OSError(code, "no links here", str(part))
+
+    if code is not None:
+        monkeypatch.setattr(os, "link", refuse)
     write_atomic(tmp_path / "a", "one", new=True)
     with pytest.raises(FileExistsError):
         write_atomic(tmp_path / "a", "two", new=True)

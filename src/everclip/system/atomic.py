@@ -32,6 +32,8 @@ from everclip.system.signals import unwinding
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _UNABLE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""Error numbers of a disk without hard links, such as FAT's."""
 _RENAME_EXCHANGE, _CWD = 2, -100
 _PART, _SWAP = "[0-9a-f]{8}", r"swap-\d+\D.*"
 
@@ -64,10 +66,23 @@ def write_atomic(path: Path, content: str | bytes, new: bool = False) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(descriptor)
-            (os.link if new else os.replace)(part, path)
+            (_give if new else os.replace)(part, path)
     finally:
         part.unlink(missing_ok=True)  # there no longer where it was moved
     sync(path.parent)
+
+
+def _give(part: Path, path: Path) -> None:
+    """Give a file a name that is free. Raises FileExistsError where it is taken."""
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        )  # the name is ours from here on
+        os.replace(part, path)
 
 
 def _new_part(path: Path) -> tuple[Path, int]:
