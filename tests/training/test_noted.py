@@ -20,6 +20,7 @@ from everclip.data.inventory import Inventory, compare, hashed, of
 from everclip.errors import UserError
 from everclip.report.build import build
 from everclip.runs.run import IMAGES
+from everclip.system.reading import Unreadable
 from everclip.training import noted
 from tests.data.test_webdataset import shards, sized
 from tests.pictures import image_folder
@@ -251,6 +252,17 @@ def test_what_is_kept_is_read_again(folder: Path) -> None:
     assert again.keys == found.keys
     for name in inventory._COLUMNS:
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+
+
+@pytest.mark.parametrize("name", ["keys", "changed"])
+def test_texts_have_a_byte_for_each_character(folder: Path, name: str) -> None:
+    """Wider numbers would take eight times the memory that a text may."""
+    (folder / "kept.npz").write_bytes(inventory_of(f"imagefolder:{folder}", 3).packed())
+    with np.load(folder / "kept.npz") as file:
+        arrays = dict(file)
+    np.savez(folder / "kept.npz", **arrays | {name: arrays[name].astype(np.uint64)})
+    with pytest.raises(Unreadable, match=f"{name} is of another kind: uint64"):
+        Inventory.read(folder / "kept.npz")
 
 
 def test_contents_are_taken_first_where_they_may_be_the_same(

@@ -34,9 +34,9 @@ UNREAD, UNREADABLE = -1, -2
 """In place of a content's hash: not taken; could not be taken."""
 _COLUMNS = ("places", "labels", "domains", "sizes", "stamps", "contents")
 _ARRAYS = {
-    "keys": Shape("u", (MOST_LOADED,)),
+    "keys": Shape("u", (MOST_LOADED,), 1),
     "columns": Shape("i", (len(_COLUMNS), MOST_LOADED // (8 * len(_COLUMNS)))),
-    "changed": Shape("u", (MIB,)),
+    "changed": Shape("u", (MIB,), 1),
 }
 """What a file has."""
 

@@ -20,8 +20,6 @@ from everclip.system.reading import readable
 MOST_WIDTH = 1 << 16
 """Numbers of a row."""
 MOST_FILE = 1 << 40
-SWELLS = 100
-"""How many times as large as the file an array may be: rows of measured numbers hardly pack."""
 FORM = "use np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
 
 _ROWS, _TEXTS = Shape("f", (MOST_ROWS, MOST_WIDTH)), Shape("iuU", (MOST_ROWS,))
@@ -87,7 +85,7 @@ def read(file: Path) -> Features:
 @lru_cache(maxsize=1)
 def _read(file: Path, stamp: tuple[int, int]) -> Features:
     with readable(file, FORM, "holds no features that can be read"):
-        found = read_arrays(file, _NEEDED, _MORE, MOST_FILE, SWELLS)
+        found = read_arrays(file, _NEEDED, _MORE, MOST_FILE)
     for name in ("features", "test_features", "text_features"):
         if name in found:
             found[name] = _rows(file, name, found[name])
