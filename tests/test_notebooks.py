@@ -62,6 +62,17 @@ def test_outputs_are_kept_small_and_name_no_machine(name: str) -> None:
             assert (path.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cell_that_ones_own_pictures_replace_is_named_and_holds_nothing_else(name: str) -> None:
+    text, *cells = nbformat.read(notebooks.FOLDER / name, as_version=4).cells
+    (written,) = [cell.source for cell in cells if "def write(" in cell.source]
+    assert "import " not in written
+    assert not [cell for cell in cells if cell.source != written and re.search(r"write\(|emoji", cell.source)]
+    assert "leave out the cell with `def write`" in text.source.replace("\n", " ")
+    for folder in re.findall(r'^write\("(\w+)"', written, re.MULTILINE):
+        assert {f"`{folder}/{part}/CLASS`" in text.source for part in ("train", "test")} == {True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_cell_runs(name: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
