@@ -239,6 +239,8 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("two classes with a label", line(1, "sketch/new/x.jpg 3"),
      'line 1 of {0}/sketch_test.txt gives the class "new" the label 3, that of "The_Eiffel_Tower": get the'
      " official list"),
+    ("an endless label", line(2, f"{FIRST} {'7' * 5000}"),
+     f"line 2 of {{0}}/sketch_test.txt is '{(FIRST + ' ' + '7' * 60)[:60]}': use {FORM}"),
     ("no label", line(2, FIRST), f"line 2 of {{0}}/sketch_test.txt is '{FIRST}': use {FORM}"),
     ("another domain", line(2, f"real/{FIRST} 3"),
      f"line 2 of {{0}}/sketch_test.txt is 'real/{FIRST} 3': use {FORM}"),

@@ -218,6 +218,8 @@ FLAT: list[tuple[str, Callable[[Path], object], str]] = [
      f'{{0}}/val_labels.txt gives {image_name(11)} the id "n00004475", no class of ImageNet-1k: {FORM}'),
     ("another form", text("val_labels.txt", "one two three\n"),
      f"line 1 of {{0}}/val_labels.txt is 'one two three': {FORM}"),
+    ("an endless number", text("val.txt", f"{image_name(1)}.JPEG {'7' * 5000}\n"),
+     f"line 1 of {{0}}/val.txt is '{(image_name(1) + '.JPEG ' + '7' * 40)[:40]}': {FORM}"),
     ("a number too large", text("val.txt", f"{image_name(1)}.JPEG 1000\n"),
      f"line 1 of {{0}}/val.txt is '{image_name(1)}.JPEG 1000': {FORM}"),
     ("an empty list", text("val.txt", ""), "label list file {0}/val.txt is empty: use one entry per line"),

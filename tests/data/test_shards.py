@@ -216,6 +216,19 @@ def test_headers_that_nest_without_end(tmp_path: Path) -> None:
     assert broken(tmp_path / "a.tar").startswith(f"shard {tmp_path}/a.tar is ")
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE])
+@pytest.mark.parametrize("size", [2**62, 2**80])
+@pytest.mark.parametrize("first", [True, False])
+def test_sizes_that_no_file_has(tmp_path: Path, kind: bytes, size: int, first: bool) -> None:
+    member = tarfile.TarInfo("x.jpg")
+    member.type, member.size = kind, size
+    path = shard(tmp_path / "a.tar", samples(1))
+    content = b"" if first else path.read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % tarfile.BLOCKSIZE)
+    path.write_bytes(content + member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    assert broken(path) == f"shard {path} is truncated or damaged: copy it again"
+
+
 def test_a_shard_that_shrinks_afterwards(tmp_path: Path) -> None:
     found = read_shard(shard(tmp_path / "a.tar", samples(1)))
     store = TarStore(tmp_path, [found])

@@ -28,6 +28,8 @@ TEXTS = ("cls", "json", "txt")
 CAPTION = "its caption"
 MOST_TEXT = 1 << 20
 """Bytes of a text member."""
+_ENDLESS = (RecursionError, OverflowError, MemoryError)
+"""What tarfile raises for headers that extend each other without end, or claim more bytes than there can be."""
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
@@ -129,14 +131,14 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     damaged = f"shard {path} is truncated or damaged: copy it again"
     try:
         tar = tarfile.TarFile(fileobj=file, mode="r")
-    except RecursionError as error:  # tarfile calls itself for a header that extends another
+    except _ENDLESS as error:
         raise UserError(damaged) from error
     except (tarfile.TarError, ValueError) as error:
         raise UserError(f"shard {path} is no plain tar file ({error}): unpack or copy it again") from error
     while True:
         try:
             member = tar.next()
-        except (tarfile.TarError, ValueError, RecursionError) as error:
+        except (tarfile.TarError, ValueError, *_ENDLESS) as error:
             raise UserError(damaged) from error
         if member is None:
             break

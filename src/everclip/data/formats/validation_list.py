@@ -64,7 +64,7 @@ def _entry(line: str, number: int, path: Path, classes: int) -> tuple[str, str]:
         return image_name(number), words[0]
     if len(words) == 1 and words[0].isdecimal():
         raise UserError(f"line {number} of {path} is a number alone, of the devkit's own order: {_FORMS}")
-    is_number = len(words) == 2 and words[1].isdecimal() and int(words[1]) < classes
+    is_number = len(words) == 2 and words[1].isdecimal() and len(words[1]) < 10 and int(words[1]) < classes
     if len(words) < 2 or not (is_number or re.fullmatch(r"n\d{8}", words[1])):
         raise UserError(f"line {number} of {path} is {line[:40]!a}: {_FORMS}")
     return Path(words[0]).stem, words[1]
