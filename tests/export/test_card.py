@@ -16,6 +16,7 @@ from everclip.export import export
 from everclip.export.shared import card, licences
 from everclip.inference.model import open_model, zero_shot
 from everclip.models import zoo
+from everclip.system.reading import MIB
 from tests.learned import learned
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
 
@@ -109,6 +110,23 @@ def test_the_licence_of_a_folder_is_what_its_card_says(
     stated = licences.weights(f"local-dir:{tmp_path / 'w'}")
     assert stated == [("weights: the folder w", licence)]
     assert licences.common(stated) == (licence or "unknown")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nlicense:" + " " * (MIB - 20) + "!\n---",
+        "---" + "\n" * (MIB - 3),
+        "---\n" + f"license:{' ' * 100}a{' ' * 80}!\n" * 5000 + "---\n",
+        "---\n" + "license:\n" * 100_000,
+    ],
+    ids=["spaces", "lines", "licences", "no end"],
+)
+def test_a_strangers_card_takes_no_more_than_its_length(tmp_path: Path, card: str) -> None:
+    """Matched as a whole, the largest card took hours."""
+    (tmp_path / "README.md").write_text(card)
+    ((_, licence),) = licences.weights(f"local-dir:{tmp_path}")
+    assert licence is None
 
 
 def test_licences_of_packages_and_tags() -> None:

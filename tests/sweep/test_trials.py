@@ -178,6 +178,15 @@ def test_one_reading_of_an_edge(head: str, edges: list[str]) -> None:
     assert not found.chose("train.lr", None)
 
 
+def test_a_record_is_read_in_the_time_of_its_length() -> None:
+    found = searched("x; method.blocks [1, 2]: 0.5, [3]: -, a: b: 0.25, -, c: 1.0")
+    assert found is not None
+    assert found.tried == {"method.blocks": {"[1, 2]": 0.5, "[3]": None, "a: b": 0.25, "-, c": 1.0}}
+    for length in (99_000, 10**6):  # matched as a whole, such a value took minutes
+        assert searched("x; train.lr " + "a" * length) is None
+        assert searched("x; train.lr " + "a, " * (length // 3)) is None
+
+
 def resolved(*words: str) -> Any:
     return resolve(load_config(words))
 

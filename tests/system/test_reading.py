@@ -16,6 +16,7 @@ from everclip.errors import UserError
 from everclip.system.reading import (
     DEPTH,
     JSON_BYTES,
+    TOML_BYTES,
     TooDeep,
     Unreadable,
     parse_json,
@@ -97,6 +98,21 @@ def test_toml_that_is_nested_too_deeply(text: str) -> None:
 )
 def test_dots_in_texts_and_comments_nest_nothing(text: str) -> None:
     assert parse_toml(text).keys() <= {"a"}
+
+
+@pytest.mark.parametrize("end", ['"""z""""', "'''z''''", '"""z"""""', '"""\\""""""'])
+def test_quotes_at_the_end_of_a_text_hide_no_key(end: str) -> None:
+    with pytest.raises(TooDeep):  # where the key is taken for a text, the parser takes minutes
+        parse_toml(f"x = {{a = {end}, " + ".".join(["b"] * 20 * DEEP) + f" = {end}}}")
+    assert parse_toml(f"x = {end}\ny = {{z.z = {end}}}").keys() == {"x", "y"}
+
+
+@pytest.mark.parametrize("text", ['\\"`', '\\"""\n', "'''\n\"\"\"\n", '"\\', "a'", '""" \\'])
+@pytest.mark.parametrize("end", ["", "\\"])
+def test_quotes_without_an_end_take_no_more_than_their_length(text: str, end: str) -> None:
+    """Tried one by one, each to the end of the file, the quotes of the largest config took many minutes."""
+    with pytest.raises(Unreadable, match="no valid TOML"):
+        parse_toml(text * ((TOML_BYTES - 1) // len(text)) + end)
 
 
 def test_json_that_is_nested_too_deeply() -> None:

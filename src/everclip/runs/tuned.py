@@ -12,9 +12,11 @@ from everclip.runs.words import plain
 from everclip.system.text import number_in
 
 _KEY = re.compile(r"([\w.]+) (.+)")
-_VALUE = re.compile(r"(.+?): (-|\d\.\d+)(?:, |$)")
+_SCORE = re.compile(r"-|\d\.\d+")
 _SHARE = re.compile(r", tasks 1-\d+, (\S+) of their training images, ")
 _TRIALS = re.compile(r", (\d+) of (\d+) trials(?: \(still at the edge of its grid: ([^)]+)\))?")
+_MOST = 100_000
+"""Largest length of a record that is read."""
 
 
 class Searched(NamedTuple):
@@ -35,14 +37,16 @@ class Searched(NamedTuple):
 
 def searched(text: str | None) -> Searched | None:
     """Return the search that ``tuned_on`` records; None for another text."""
-    head, *parts = (text or "").split("; ")
+    if text is None or len(text) > _MOST:
+        return None
+    head, *parts = text.split("; ")
     tried: dict[str, dict[str, float | None]] = {}
     for part in parts:
         key = _KEY.fullmatch(part)
-        scores = _VALUE.findall(key[2]) if key else []
+        scores = _scores(key[2]) if key else {}
         if key is None or not scores:
             return None
-        tried[key[1]] = {value: None if score == "-" else float(score) for value, score in scores}
+        tried[key[1]] = scores
     if not tried:
         return None
     share, counted = _SHARE.search(head), _TRIALS.search(head)
@@ -51,6 +55,20 @@ def searched(text: str | None) -> Searched | None:
     else:  # of grids that do not grow
         trials, edges = "", [key for key, scores in tried.items() if beyond([*scores], _best(scores))]
     return Searched(tried, number_in(share[1]) if share else None, trials, [key for key in edges if key])
+
+
+def _scores(text: str) -> dict[str, float | None]:
+    """Return the values in ``VALUE: SCORE, VALUE: SCORE``; a value may hold commas and colons itself."""
+    found: dict[str, float | None] = {}
+    begun: list[str] = []
+    for part in text.split(", "):
+        end, colon, score = part.rpartition(": ")
+        if colon and _SCORE.fullmatch(score) and (value := ", ".join([*begun, end])):
+            found[value] = None if score == "-" else float(score)
+            begun = []
+        else:
+            begun.append(part)
+    return found
 
 
 def _best(scores: dict[str, float | None]) -> str:

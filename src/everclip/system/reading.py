@@ -38,9 +38,14 @@ _KINDS = {
     stat.S_IFLNK: "a link",
 }
 _TOKEN = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""|' + r"'''.*?'''|" + r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'|#[^\n]*|[.=,\n\[\]{}]",
+    r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?|'
+    r"'''(?:[^']|'(?!''))*(?:'{3,5})?|"
+    r'"(?:[^"\\\n]|\\.)*"?|'
+    r"'[^'\n]*'?|#[^\n]*|[.=,\n\[\]{}]",
     re.DOTALL,
 )
+"""Matches what may hold dots, and what ends a key. A text without an end, which the parser refuses, is one token:
+trying its other quotes, each to the end of the file, would take the square of its length."""
 
 
 class Unreadable(ValueError):

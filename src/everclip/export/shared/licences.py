@@ -16,8 +16,7 @@ from everclip.system.reading import MIB, Unreadable, read_text
 Stated = list[tuple[str, str | None]]
 """Pairs of a part and its licence."""
 _HUB = "hf-hub:"
-_HEAD = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
-_LICENCE = re.compile(r"^license:\s*[\"']?([\w .+-]{1,60}?)[\"']?\s*$", re.MULTILINE | re.ASCII)
+_LICENCE = re.compile(r"[\w .+-]{1,60}", re.ASCII)
 _EMOJI = "Apache-2.0, CC BY 4.0 and MIT (NOTICE of everclip)"
 
 
@@ -64,8 +63,13 @@ def _of_package(name: str) -> str | None:
 def _of_card(path: Path) -> str | None:
     """Return the licence in the head of a model card."""
     try:
-        head = _HEAD.match(read_text(path, MIB))
+        first, *lines = read_text(path, MIB).split("\n")
     except Unreadable:
         return None
-    found = _LICENCE.search(head[1]) if head else None
-    return found[1] if found and found[1] != "unknown" else None
+    end = next((number for number, line in enumerate(lines) if line.startswith("---")), None)
+    if first.rstrip() != "---" or end is None:
+        return None
+    values = (line.removeprefix("license:").strip() for line in lines[:end] if line.startswith("license:"))
+    named = (value.strip("\"'") for value in values)
+    found = next((name for name in named if _LICENCE.fullmatch(name)), "unknown")
+    return found if found != "unknown" else None
