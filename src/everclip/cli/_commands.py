@@ -93,7 +93,7 @@ COMMANDS = {
         """\
   everclip report runs/X -o x.html
   everclip report runs/* -o figure1.html
-  everclip report runs/S --figures figures/   # SVG, PDF, PNG, CSV of each figure
+  everclip report runs/S --figures figures/   # SVG, PDF, PNG, CSV
 """,
     ),
     "reproduce": Command(
