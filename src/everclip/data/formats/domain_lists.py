@@ -46,9 +46,8 @@ def _entry(line: str, domain: str, where: str) -> tuple[str, str, int]:
     key, _, label = line.rpartition(" ")
     parts = key.split("/")
     plain = len(parts) == 3 and not {"", ".", ".."} & {*parts} and "\\" not in key and "\0" not in key
-    known = (
-        label.isdecimal() and len(label) < 10 and int(label) <= MOST_LABEL
-    )  # Python reads no endless number
+    # Python reads no number of thousands of digits
+    known = label.isdecimal() and len(label) < 10 and int(label) <= MOST_LABEL
     if not plain or parts[0] != domain or not known:
         raise UserError(f'{where} is {line[:60]!a}: use "{domain}/CLASS/FILE LABEL", or the official list')
     return key, parts[1], int(label)
