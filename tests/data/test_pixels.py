@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,46 @@ def test_every_mode_becomes_rgb() -> None:
         assert np.abs(found - grey).max() <= 1
     few = Image.fromarray((grey > 99).astype(np.int32))  # whole numbers are steps of 255, however few
     assert np.asarray(to_rgb(few)).max() == 1
+
+
+def at_once(image: Image.Image) -> np.ndarray:
+    """A deep picture in 8 bits as the whole of it was converted, with five copies in float64."""
+    grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    top = next((top for top in tops if grey.max() <= top), tops[-1])
+    return (grey.clip(0, top) * (255 / top)).astype(np.uint8)
+
+
+def deep_pictures() -> list[Image.Image]:
+    """Every value of 16 bits, in pictures of one band, of several, and of bands that do not come out even."""
+    every = np.arange(1 << 16)
+    rows = np.random.default_rng(0).permutation(np.tile(every, 10))[: 801 * 797].reshape(801, 797)
+    odd = np.linspace(-1, 1, 1 << 16, dtype=np.float32)
+    odd[:4] = np.nan, np.inf, -np.inf, 0
+    found = [every, every % 256, every - 40_000, every * 30_000, -every, rows]
+    pictures = [Image.fromarray(one.astype(np.int32).reshape(-1, one.shape[-1])) for one in found]
+    pictures += [
+        Image.fromarray(one.astype(np.float32).reshape(256, -1)) for one in (every, every / 65535, odd)
+    ]
+    pictures += [Image.fromarray(rows.astype(np.float32)), Image.fromarray(rows.astype(np.uint16))]
+    big = rows.astype(">u2")
+    return [*pictures, Image.frombytes("I;16B", (797, 801), big.tobytes())]
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_deep_pictures_are_scaled_exactly_as_at_once(place: int) -> None:
+    image = deep_pictures()[place]
+    found = np.asarray(to_rgb(image))
+    np.testing.assert_array_equal(found, np.repeat(at_once(image)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_pictures_take_little_memory(mode: str) -> None:
+    image = Image.new(mode, (2000, 2000), 7)
+    tracemalloc.start()
+    to_rgb(image)
+    assert tracemalloc.get_traced_memory()[1] < 5 * 2000 * 2000, "bytes beside those of Pillow's own pictures"
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from everclip.serving import app, batches
-from everclip.serving.answering import Ask, Result
+from everclip.data.gathered import Encoded
+from everclip.serving import answering, app, batches
+from everclip.serving.answering import Answering, Ask, Result
 from everclip.serving.limits import Limits, Refused, without_folders
 from tests.cli.conftest import Say
 from tests.serving import malformed
@@ -64,6 +66,35 @@ def test_unknown_pictures_are_those_of_everclip_predict(client: Client, made: Pa
     assert "a rate of 0.1 % needs 999 held-out images" in found["error"]
     assert str(made) not in found["error"]
     assert client.ask("/predict?unknown_at=1e-320", file.read_bytes())[0] == 422
+
+
+def test_large_pictures_are_not_decoded_all_at_once(
+    client: Client, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread that decodes takes some bytes for each pixel: together they stay below a bound."""
+    pictures, texts = [(made / f"{name}.png").read_bytes() for name in ("red", "blue")], ["a dog"]
+    with Image.open(made / "red.png") as image:
+        side = image.width
+    asks = [Ask("embed", content) for content in [*pictures, *texts, *pictures, pictures[0], b"none"]]
+    assert client.current is not None
+    answer = Answering(client.current, Limits().pixels, client.lines.append)
+    whole, sizes = answer(asks), list[int]()
+
+    def noted(names: list[str], contents: list[bytes]) -> Encoded:
+        sizes.append(len(contents))
+        return Encoded(names, contents)
+
+    monkeypatch.setattr(answering, "Encoded", noted)
+    for at_once, parts in ((10**8, [6]), (2 * side**2, [2, 2, 2]), (side**2 - 1, [1] * 6)):
+        monkeypatch.setattr(answering, "AT_ONCE", at_once)
+        sizes.clear()
+        found = answer(asks)
+        assert sizes == parts
+        for one, other in zip(found[:-1], whole[:-1], strict=True):
+            assert isinstance(one, dict)
+            assert isinstance(other, dict)
+            assert one["embedding"] == pytest.approx(other["embedding"], abs=1e-5)
+        assert isinstance(found[-1], Refused)
 
 
 def test_embed_and_search_are_the_commands(client: Client, made: Path, say: Say) -> None:

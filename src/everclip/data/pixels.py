@@ -30,20 +30,38 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
 _SPARE = 64 << 20
+_BAND = 1 << 18
+"""Pixels of a deep picture that are converted at a time."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any PIL image as 8-bit RGB: transparency on white, NaN black, 16-bit grey and floats of 0..1 scaled."""
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        top = next((top for top in tops if grey.max() <= top), tops[-1])
-        return Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_scaled(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Return a grey picture of 16 bits or more in 8 bits, by the range that its values are in."""
+    tall = max(1, _BAND // max(1, image.width))
+    tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+
+    def bands() -> Iterator[tuple[int, NDArray[np.float64]]]:
+        # A band at a time: in float64 the whole picture, and a copy for each step, takes 30 bytes a pixel.
+        for start in range(0, image.height, tall):
+            band = image.crop((0, start, image.width, min(start + tall, image.height)))
+            yield start, np.nan_to_num(np.asarray(band, dtype=np.float64))
+
+    highest = max(band.max() for _, band in bands())
+    top = next((top for top in tops if highest <= top), tops[-1])
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    for start, band in bands():
+        grey[start : start + tall] = (band.clip(0, top) * (255 / top)).astype(np.uint8)
+    return grey
 
 
 class Pixels:

@@ -22,6 +22,8 @@ from everclip.serving.current import Current, Say, Served
 from everclip.serving.limits import MEGA, Refused, without_folders
 from everclip.system.text import printable
 
+AT_ONCE = 100 * MEGA
+"""Largest number of pixels of the pictures that are decoded together: each pixel takes 10 to 20 bytes meanwhile."""
 Kind = Literal["predict", "embed", "search"]
 Json = dict[str, Any]
 Result = Json | Refused
@@ -66,13 +68,19 @@ class Answering:
         """Return the result of each request, in their order. Never raises."""
         served = self._current.now
         results: dict[int, Result] = {}
-        groups: dict[tuple[Kind, type, float | None], list[int]] = {}
+        groups: dict[tuple[Kind, type, float | None, int], list[int]] = {}
+        part, together = 0, 0
         for place, ask in enumerate(asks):
-            large = _too_large(ask.content, self._pixels) if isinstance(ask.content, bytes) else ""
+            pixels, large = (
+                _measured(ask.content, self._pixels) if isinstance(ask.content, bytes) else (0, "")
+            )
             if large:
                 results[place] = Refused(413, large)
-            else:
-                groups.setdefault((ask.kind, type(ask.content), ask.unknown_at), []).append(place)
+                continue
+            together += pixels
+            if together > AT_ONCE:
+                part, together = part + 1, pixels
+            groups.setdefault((ask.kind, type(ask.content), ask.unknown_at, part), []).append(place)
         for (kind, *_), places in groups.items():
             found = self._group(served, kind, [asks[place] for place in places])
             results.update(zip(places, found, strict=True))
@@ -89,18 +97,19 @@ class Answering:
         return [one if isinstance(one, Refused) else one | served.label for one in found]
 
 
-def _too_large(content: bytes, most: int) -> str:
-    """Say that a picture has more pixels than are allowed; only its header is read."""
+def _measured(content: bytes, most: int) -> tuple[int, str]:
+    """Return the pixels of a picture, and words where they are more than allowed; only its header is read."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError:
-        return f"the picture has more than {most / MEGA:g} million pixels: send a smaller one"
+        return 0, f"the picture has more than {most / MEGA:g} million pixels: send a smaller one"
     except Exception:  # decoding says what is wrong with it
-        return ""
+        return 0, ""
     if width * height <= most:
-        return ""
-    return f"the picture has {width} x {height} pixels, more than {most / MEGA:g} million: send a smaller one"
+        return width * height, ""
+    size = f"{width} x {height} pixels, more than {most / MEGA:g} million"
+    return 0, f"the picture has {size}: send a smaller one"
 
 
 def _store(asks: Sequence[Ask]) -> Encoded:
