@@ -55,4 +55,4 @@ def test_an_environment_that_could_not_be_made_is_not_taken_for_one(tmp_path: Pa
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert found.returncode == 2
         assert "no ensurepip" in found.stdout
-        assert not (tmp_path / ".venv").exists()
+        assert not (tmp_path / ".venv" / "bin" / "python").exists()
