@@ -32,7 +32,7 @@ from everclip.runs.schema import kept
 log = logging.getLogger("everclip")
 
 
-def order(method: str, label: str = "") -> tuple[bool, list[str | int]]:
+def order(method: str, label: str = "") -> tuple[bool, list[str | tuple[int, str]]]:
     """Return the sort key of methods wherever several are listed: by name, references last."""
     return method in REFERENCES, natural(label or method)
 

@@ -253,7 +253,7 @@ def _sizes(runs: Sequence[RunData]) -> list[Memory]:
 
 def _memory(run: RunData) -> Memory:
     quota, budget = run.value("memory.per_class"), run.value("memory.budget")
-    if quota is not None and run.classes:
+    if isinstance(quota, int) and run.classes:  # no "none"
         budget = quota * len(run.classes)
     value = run.results.get("memory_budget", budget)
     return "unknown" if value in (None, "none") else value

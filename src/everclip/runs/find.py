@@ -15,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 from everclip.runs.finished import Finished, natural, read
 from everclip.runs.read import RunData, is_run, no_run
 from everclip.runs.words import several
+from everclip.system.kinds import table
 from everclip.system.reading import Unreadable, open_regular, read_json, read_text
+from everclip.system.text import cleaned
 
 log = logging.getLogger("everclip")
 
@@ -176,23 +178,32 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
     missing: dict[Path, tuple[str, State]] = {}
     for folder in sweeps:
         for cell in _cells(folder):
-            path = folder / str(cell.get("run") or ".")
-            if path != folder and path.resolve() not in known:
+            path = folder / cell["run"]
+            place = Path(os.path.realpath(path))  # unlike resolve(), it follows no circle of links
+            if place not in known:
                 values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
                 name, where = f"{path.name} ({values})" if values else path.name, State("waiting", "waiting")
                 if error := failure(path):
                     where = State("failed", f"failed immediately: {error}")
-                missing.setdefault(path.resolve(), (name, where))
+                missing.setdefault(place, (name, where))
     return list(missing.values())
 
 
 def _cells(folder: Path) -> list[dict[str, Any]]:
-    """Return the cells of sweep.json that can be read; the sweep may be writing it."""
+    """Return the cells of sweep.json that name a run in its folder; the sweep may be writing it."""
     try:
-        cells = read_json(folder / "sweep.json")["cells"]
+        cells = cleaned(read_json(folder / "sweep.json"))["cells"]
     except (Unreadable, KeyError, TypeError):
         return []
-    return [cell for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
+    return [cell for cell in cells if _CELL(cell)] if isinstance(cells, list) else []
+
+
+def _name(value: Any) -> bool:
+    """Accept the name of something in a folder, which leads nowhere else."""
+    return isinstance(value, str) and "/" not in value and value not in ("", ".", "..")
+
+
+_CELL = table({"run": _name})
 
 
 def counted(states: Iterable[State]) -> str:

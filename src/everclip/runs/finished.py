@@ -12,14 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.config.values import flat
+from everclip.errors import shown
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
 from everclip.system.arrays import MOST_COLUMNS, MOST_ROWS, Shape, read_columns
+from everclip.system.kinds import COUNT, Kind, text
 from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_text, readable
 from everclip.system.text import cleaned
 
 _NAMES = {"memory.budget": "memory_budget", "scenario.kind": "scenario", "train.captions": "train_captions"}
 """Keys of results.json that have another name in the config."""
+_WORDS = ("none", "auto")
+_CONFIG: dict[str, Kind] = {
+    "seed": lambda value: COUNT(value) or text(value),
+    **dict.fromkeys(("method", "tuned_on"), text),
+    "memory.budget": lambda value: COUNT(value) or value in ("all", *_WORDS),
+    "memory.per_class": lambda value: COUNT(value) or value in _WORDS,
+}
+"""What the config keys that comparisons compute with must be; other values are only shown and compared."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,14 +63,16 @@ class Finished:
         """Return ``key`` of the config, else of results.json, else None; for a memory per class, its whole budget."""
         if key == "memory.per_class" and key not in self.config and self.config.get("memory.budget") == 0:
             return 0  # a sweep writes nothing kept as a budget of 0
-        if key == "memory.budget" and self.config.get("memory.per_class") is not None:
+        if key == "memory.budget" and isinstance(self.config.get("memory.per_class"), int):  # no "none"
             return self.results.get("memory_budget")
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))
 
 
-def natural(text: str) -> list[str | int]:
+def natural(name: str) -> list[str | tuple[int, str]]:
     """Return a sort key that puts s2 before s10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    # not as numbers: Python refuses texts of very many digits
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def read(path: Path) -> Finished:
@@ -78,8 +90,12 @@ def read_config(run: Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         return "", {}
     with readable(path, "restore it, or leave the run out"):
-        text = read_text(path, TOML_BYTES)
-        return text, flat(cleaned(parse_toml(text)))
+        content = read_text(path, TOML_BYTES)
+        found = flat(cleaned(parse_toml(content)))
+        for key, fits in _CONFIG.items():
+            if key in found and not fits(found[key]):
+                raise Unreadable(f"its {key} is {shown(found[key])}, which it cannot be")
+    return content, found
 
 
 def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:

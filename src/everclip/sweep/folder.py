@@ -26,11 +26,15 @@ from everclip.runs.run import HOLDER, Run
 from everclip.sweep.grid import Job, content_key
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
+from everclip.system.kinds import mapped, table, text
 from everclip.system.reading import Unreadable, diverted, read_json
+from everclip.system.text import cleaned
 
 log = logging.getLogger("everclip")
 
 SCHEMA = 1
+_RECORD = table({"schema": lambda value: value == SCHEMA}, {"failed": mapped(text, 10**6)})
+"""What is read of sweep.json."""
 State = Literal["finished", "unfinished", "failed", "waiting"]
 
 
@@ -107,10 +111,10 @@ class Folder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = read_json(self.path / "sweep.json")
+            found = cleaned(read_json(self.path / "sweep.json"))
         except Unreadable:
             return {}
-        return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
+        return found if _RECORD(found) else {}
 
     def write(self, command: Sequence[str], jobs: Sequence[Job]) -> None:
         """Write sweep.json."""
