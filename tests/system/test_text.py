@@ -8,14 +8,19 @@ import json
 import logging
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 import everclip
+from everclip.cli._output import print_columns, print_table
 from everclip.cli.app import main
 from everclip.data.images import Dataset
 from everclip.errors import UserError
+from everclip.sweep.session import Session
+from everclip.sweep.view import View
 from everclip.system import checkpoint
 from everclip.system import text as texts
 from everclip.system.progress import Progress
@@ -156,6 +161,44 @@ def test_files_with_odd_names_are_told_printable(
     Progress().say(CLEAR)
     logging.getLogger("everclip").warning("%s", CLEAR)
     assert not OBEYED.search(capsys.readouterr().err)
+
+
+def test_a_strangers_config_is_shown_printable(
+    toy: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TOML may hold the controls of C1, and changes of direction."""
+    odd, config = "\u009b2J\u202e", tmp_path / "odd.toml"
+    data = tmp_path / f"photos{odd}"
+    shutil.copytree(photos.removeprefix("imagefolder:"), data)
+    written = {"data": f"imagefolder:{data}", "model": toy, "scenario": {"tasks": 2}, "tuned_on": odd}
+    config.write_text(tomli_w.dumps(written | {"method": {"name": "ncm"}}))
+    sweep = ["sweep", str(config), "seed=0,1", f"out={tmp_path / 's'}"]
+    for words in (
+        ["train", str(config), f"out={tmp_path / 'x'}", "--dry-run"],
+        ["doctor", "--config", str(config)],
+        *([*sweep, more] for more in ("--dry-run", "--print")),
+    ):
+        assert main(words) == 0, words
+        told = capsys.readouterr()
+        assert not OBEYED.search(told.out + told.err), words
+        assert r"\x9b2J\u202e" in told.out or words[0] == "sweep"
+    keys = [job.key for job in Session.of(sweep[1:]).jobs]
+    found = {"schema": 1, "failed": dict.fromkeys(keys, CLEAR)}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(found))
+    assert main(sweep) == 1
+    told = capsys.readouterr()
+    assert r"failed: ncm_s0: \x1b[2J" in told.err
+    assert not OBEYED.search(told.out + told.err)
+
+
+def test_errors_of_a_sweeps_runs_are_told_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    View(lambda: 1, 0, {}, lambda work: "", lambda work, error: (True, "")).say(CLEAR)
+    print_table(CLEAR, ["a"], [[CLEAR]])
+    print_columns([[CLEAR, CLEAR]], [CLEAR, CLEAR])
+    told = capsys.readouterr()
+    assert not OBEYED.search(told.out + told.err)
+    assert (told.out + told.err).count(r"\x1b[2J") == 7
 
 
 def test_a_data_set_made_in_python_is_checked(toy: str, photos: str) -> None:

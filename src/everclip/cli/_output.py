@@ -15,28 +15,28 @@ def print_json(value: object) -> None:
 
 
 def print_columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
-    """Print rows as aligned columns, the last one wrapped to the terminal's width (120 without a terminal)."""
+    """Print rows as aligned columns, printable, the last wrapped to the terminal's width (120 without a terminal)."""
     table = [*([head] if head else []), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
     indent = sum(widths) + 2 * len(widths)
     room = max(20, shutil.get_terminal_size((120, 24)).columns - indent)
     for row in table:
         start = "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
-        lines = textwrap.wrap(row[-1], room, break_long_words=False) or [""]
-        print((start + f"\n{' ' * indent}".join(lines)).rstrip())
+        first, *more = textwrap.wrap(row[-1], room, break_long_words=False) or [""]
+        print_lines([(start + first).rstrip(), *(" " * indent + line for line in more)])
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table with borders, the first column to the left and the others, numbers, to the right."""
+    """Print a table with borders, printable, the first column to the left and the others, numbers, to the right."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(printable(title)), title_justify="left")
     for place, name in enumerate(head):
         table.add_column(escape(name), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     Console().print(table)
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from everclip.cli._options import Json, Repeated
+from everclip.cli._output import print_columns, print_json, print_lines
 from everclip.errors import UserError
+from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from everclip.sweep.session import Session
@@ -72,7 +74,7 @@ def sweep(
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
     session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials)
     for line in (*session.asked.skipped, *session.shared()):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if print_ or slurm:
         return _hand_over(session, retry, slurm, slurm_set or [])
     if not dry_run:
@@ -86,7 +88,7 @@ def sweep(
     _show(session, json, dry_run)
     failed = [] if dry_run else session.failed()
     for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+        print(f"failed: {printable(line)}", file=sys.stderr)
     if failed:
         print("the same command with --retry repeats the failed runs", file=sys.stderr)
     return 0 if dry_run or session.complete else 1
@@ -114,8 +116,7 @@ def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) 
         done, every = len(session.jobs) - len(commands), len(session.jobs)
         print(f"{done} of {every} runs are finished", file=sys.stderr)
     if not slurm:
-        for words in commands:
-            print(shlex.join(["everclip", *words]))
+        print_lines(shlex.join(["everclip", *words]) for words in commands)
         return 0
     from everclip.sweep.slurm import submit
 
@@ -131,7 +132,6 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
     """Print the table of results, or of the planned runs."""
     from rich.console import Console
 
-    from everclip.cli._output import print_columns, print_json
     from everclip.compare.show import show
     from everclip.training.estimate import duration
 
@@ -150,10 +150,10 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
         rows = [(f"tune {search.name}", "waiting", "") for search in session.searches]
         rows += [(folder.place(job).name, folder.state(job), str(len(job.cells))) for job in session.jobs]
         print_columns(rows, ("run", "state", "cells"))
-        print(f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {session.folder.path}")
+        print_lines([f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {folder.path}"])
         if left:
             trials = ", with every trial that the searches may make" if session.searches else ""
             print(f"{duration(left)} for what is missing, one run after another{trials} (estimated)")
     elif comparison is not None:
         show(comparison, Console())
-        print(f"everclip compare {session.folder.path}")
+        print_lines([f"everclip compare {session.folder.path}"])

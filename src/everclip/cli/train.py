@@ -135,8 +135,7 @@ def _show_plan(config: Config, json: bool) -> None:
         shown["disk_bytes"] = None if found is None else round(found.disk)
         print_json(shown)
         return
-    print(dump(config))
-    print(f"data {plan.data.words()}")
+    print_lines([*dump(config).split("\n"), f"data {plan.data.words()}"])
     keys = ("task", "classes", "train", "test", "steps", "memory")
     rows = [
         (
@@ -147,11 +146,9 @@ def _show_plan(config: Config, json: bool) -> None:
         for line in lines
     ]
     print_table("tasks (memory: exemplars kept after the task)", (*keys, "per class", "memory kB"), rows)
-    if kept:
-        print(kept)
-    print(references.words(config, plan.sizes()))
     takes = f"minutes and disk are not known for {config.model}" if found is None else found.words()
-    print(f"{sum(line['steps'] for line in lines)} optimizer steps in all, {takes}; nothing was trained")
+    steps = f"{sum(line['steps'] for line in lines)} optimizer steps in all, {takes}; nothing was trained"
+    print_lines([*([kept] if kept else []), references.words(config, plan.sizes()), steps])
 
 
 def _tasks(plan: Plan) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from everclip.sweep.pool import GRACE, Child, Watcher, Work
 from everclip.system.progress import duration
 from everclip.system.reading import parse_json
+from everclip.system.text import printable
 
 SEARCH = "search"
 """The kind of searches, whose times say nothing about those of runs."""
@@ -108,6 +109,7 @@ class View(Watcher):
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
+        line = printable(line)
         if self._live is not None:
             self.console.print(line, markup=False, highlight=False)
         else:
