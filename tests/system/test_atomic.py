@@ -194,6 +194,24 @@ def test_what_a_killed_process_left_goes_with_the_next_that_uses_the_folder(
         assert (tmp_path / ".v.everclip-lock").exists(), "one that is held stays"
 
 
+@pytest.mark.parametrize("kind", ["link", "loose link", "pipe"])
+def test_a_lock_that_leads_elsewhere_is_not_taken(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a stranger's version is to recover it: with a filelock that follows links, that emptied the target."""
+    monkeypatch.delattr(os, "O_NOFOLLOW")
+    theirs, folder, lock = tmp_path / "theirs", made(tmp_path / "v", "a"), tmp_path / ".v.everclip-lock"
+    theirs.write_text("keep me")
+    os.mkfifo(lock) if kind == "pipe" else lock.symlink_to(theirs if kind == "link" else tmp_path / "nothing")
+    recover(folder)
+    wrong = r"v cannot be written, as \.v\.everclip-lock is a (link|pipe): remove it"
+    with pytest.raises(UserError, match=wrong), claimed(folder):
+        pass
+    assert theirs.read_text() == "keep me"
+    assert not (tmp_path / "nothing").exists()
+    assert os.path.lexists(lock)
+
+
 def test_a_swap_that_others_have_meddled_with_is_left_alone(tmp_path: Path) -> None:
     made(tmp_path / "v", "of another user")
     made(tmp_path / ".v.everclip-swap-1.undone", "who knows")

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from everclip.errors import UserError
 from everclip.system.outputs import check_new
-from everclip.system.reading import Unreadable, read_text
+from everclip.system.reading import Unreadable, diverted, read_text
 from everclip.system.signals import unwinding
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -121,6 +121,8 @@ def claimed(path: Path) -> Iterator[None]:
         held = FileLock(lock, timeout=0.2, poll_interval=0.05)  # not 0: an owner that ends removes the file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if wrong := diverted(path.parent, [lock.name]):  # what it leads to would be emptied
+                raise UserError(f"{path} cannot be written, as {wrong}: remove it, or give another folder")
             held.acquire()
         except Timeout:
             raise UserError(f"{path} is being written by another process{holder(lock)}: wait") from None
