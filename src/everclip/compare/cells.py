@@ -139,12 +139,6 @@ def _within(results: Mapping[str, Any], metric: str) -> Any:
     return value
 
 
-def default_by(runs: Sequence[Finished]) -> list[str]:
-    """Return the default of ``by``: the memory's size, if methods that use it have several."""
-    sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
-    return ["memory.budget"] if len(sizes) > 1 else []
-
-
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
     """Return the runs in sections and rows.
 
@@ -164,7 +158,7 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
     whole = [place for _, place in placed if ANY not in place]
     whole += [at for _, at in placed if not any(_fits(at, place) for place in whole)]
     places = {json.dumps(place, default=lambda value: "any"): place for place in whole}
-    ordered = sorted(places.values(), key=lambda place: [natural(shown_any(value)) for value in place])
+    ordered = sorted(places.values(), key=lambda place: [natural(shown(value)) for value in _told(place)])
     parts = [[run for run, at in placed if _fits(at, place)] for place in ordered]
     options = {  # the same in every section, so that a row has one name
         method: distinguishing(
@@ -172,16 +166,15 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
         )
         for method in dict.fromkeys(run.method for run in runs)
     }
-    told = [("any" if at is ANY else at for at in place) for place in ordered]
     return [
-        Section(dict(zip(by, place, strict=True)), _rows(part, options, over))
-        for place, part in zip(told, parts, strict=True)
+        Section(dict(zip(by, _told(place), strict=True)), _rows(part, options, over))
+        for place, part in zip(ordered, parts, strict=True)
     ]
 
 
-def shown_any(value: Any) -> str:
-    """Return a value as the user writes it, ``any`` for what makes no difference."""
-    return "any" if value is ANY else shown(value)
+def _told(place: Sequence[Any]) -> list[Any]:
+    """Return the values of a place, ``any`` for what makes no difference."""
+    return ["any" if value is ANY else value for value in place]
 
 
 def _fits(at: Sequence[Any], place: Sequence[Any]) -> bool:
@@ -213,8 +206,7 @@ def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: 
         if recorded:  # features may come without text
             rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
     for row in rows.values():
-        others = [[at for at, key in zip(each, over, strict=True) if key != "seed"] for each in row.runs]
-        row.varied = any(other != others[0] for other in others)
+        row.varied = len({besides_seed(each, over) for each in row.runs}) > 1
     return sorted(rows.values(), key=lambda row: order(row.method, row.label))
 
 
@@ -226,6 +218,11 @@ def _repetition(names: dict[str, str], over: Sequence[str], run: Finished) -> Re
         same = json.dumps([classes, run.results.get("tasks")])
         found[place] = names.setdefault(same, found[place])
     return tuple(found)
+
+
+def besides_seed(at: Repetition, over: Sequence[str]) -> Repetition:
+    """Return what tells a repetition from others besides the seed."""
+    return tuple(value for value, key in zip(at, over, strict=True) if key != "seed")
 
 
 def _curve(run: Finished) -> Sequence[float]:

@@ -8,7 +8,7 @@ from itertools import takewhile
 from operator import ge, gt, le, lt
 from typing import Any
 
-from everclip.compare.cells import shown_any
+from everclip.compare.comparable import shown
 from everclip.errors import UserError
 from everclip.system.text import number_in
 
@@ -40,7 +40,7 @@ def broken(condition: str, comparison: Json) -> list[str]:
     asked = 0
     for section in comparison["sections"]:
         rows = [row for row in section["rows"] if _about(wanted, row, section["by"])]
-        place = " ".join(f"{key}={shown_any(value)}" for key, value in section["by"].items())
+        place = " ".join(f"{key}={shown(value)}" for key, value in section["by"].items())
         at = f" at {place}" if place else ""
         if limit is not None:
             for name, mean in _means(rows, left, lambda row: bool(wanted) or not row["reference"]):
@@ -69,7 +69,7 @@ def _means(rows: Sequence[Json], metric: str, wanted: Callable[[Json], bool]) ->
 
 def _about(wanted: Mapping[str, str], row: Json, by: Json) -> bool:
     known = row["settings"] | {"method": row["method"]} | by
-    return all(key in known and shown_any(known[key]) == value for key, value in wanted.items())
+    return all(key in known and shown(known[key]) == value for key, value in wanted.items())
 
 
 def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:

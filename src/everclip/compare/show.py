@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from everclip.compare.cells import amount, shown_any
+from everclip.compare.cells import amount
+from everclip.compare.comparable import shown
 from everclip.compare.verdict import STREAMS, higher_is_better
 from everclip.metrics.retrieval import AT, WAYS
 from everclip.metrics.stats import LEAST
@@ -141,7 +142,7 @@ def _rows(comparison: Json) -> list[Json]:
 
 
 def _place(section: Json) -> str:
-    return "  ".join(f"{key} = {shown_any(value)}" for key, value in section["by"].items())
+    return "  ".join(f"{key} = {shown(value)}" for key, value in section["by"].items())
 
 
 def _cells(comparison: Json, section: Json, row: Json, wide: bool) -> list[tuple[str, str]]:
@@ -263,7 +264,7 @@ def as_csv(comparison: Json) -> str:
 
 def _named_cells(comparison: Json, section: Json, row: Json) -> list[tuple[str, Any]]:
     """Return the column and the value of each cell of a row of the CSV file."""
-    cells: list[tuple[str, Any]] = [(key, shown_any(value)) for key, value in section["by"].items()]
+    cells: list[tuple[str, Any]] = [(key, shown(value)) for key, value in section["by"].items()]
     cells += [("label", row["label"]), ("method", row["method"]), ("n", len(row["repetitions"]))]
     for metric in comparison["metrics"]:
         mean = row["metrics"][metric]

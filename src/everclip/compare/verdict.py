@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.compare import cells
 from everclip.compare.cells import Repetition, Row, Section
-from everclip.compare.comparable import REFERENCES
+from everclip.compare.comparable import REFERENCES, shown, without_memory
 from everclip.errors import UserError, suggest
 from everclip.metrics.ranks import critical_difference, friedman, mean_ranks
 from everclip.metrics.retrieval import WAYS
@@ -72,7 +72,7 @@ def compare(
     """
     if not runs:
         raise UserError("no finished run to compare: give run directories, such as runs/*")
-    by = cells.default_by(runs) if by is None else list(by)
+    by = _default_by(runs) if by is None else list(by)
     if equal is not None:
         if equal not in cells.COSTS:
             raise UserError(f'--equal is "{equal}": use bytes, steps or samples')
@@ -98,6 +98,12 @@ def compare(
         "sections": tables,
         "ranks": _overall(found, metrics[0]),
     }
+
+
+def _default_by(runs: Sequence[Finished]) -> list[str]:
+    """Return the default of ``by``: the memory's size, if methods that use it have several."""
+    sizes = {shown(run.value("memory.budget")) for run in runs if not without_memory(run)}
+    return ["memory.budget"] if len(sizes) > 1 else []
 
 
 def _section(
@@ -138,11 +144,10 @@ def _at_every_seed(
     measured: Sequence[tuple[Row, dict[Repetition, float]]], over: Sequence[str]
 ) -> list[tuple[Row, dict[Repetition, float]]]:
     """Return rows and values with those of deterministic rows repeated at every seed that another row has."""
-    place = over.index("seed") if "seed" in over else -1
-    if place < 0:
+    if "seed" not in over:
         return list(measured)
     every = dict.fromkeys(at for _, values in measured for at in values)
-    rest = {at: (*at[:place], *at[place + 1 :]) for at in every}  # what differs besides the seed
+    rest = {at: cells.besides_seed(at, over) for at in every}
     made: list[tuple[Row, dict[Repetition, float]]] = []
     for row, values in measured:
         if not row.seeded:

@@ -52,10 +52,11 @@ def load(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     pairs: bool = False,
+    typed: bool = True,
 ) -> Dataset:
     """Return the data set that ``spec`` names: ``SOURCE``, ``SOURCE:ARGUMENT`` or a path, as for ``source_class``.
 
-    It is taken for what the user wrote: a SOURCE that is a module is imported. A config's data is loaded by ``of``.
+    A config's data is loaded by ``of``.
 
     Args:
         kind: of the scenario; a source may ship different lists for each.
@@ -64,23 +65,19 @@ def load(
         model: the spec of the model that is to read the prompts; the source's own are then suited to it.
         options: the source's own.
         pairs: whether its images may have captions in place of classes.
+        typed: whether the user wrote ``spec``: a SOURCE that is a module is then imported. A file's allows no code.
 
     Raises:
-        UserError: unknown source (with a suggestion) or option, whatever the source finds wrong, or a name or template
-            that cannot be printed.
+        UserError: code that only a file asks for, unknown source (with a suggestion) or option, whatever the source
+            finds wrong, or a name or template that cannot be printed.
     """
-    trust.typed(spec)
+    if typed:
+        trust.typed(spec)
     found, argument = source(spec, options or {})
     data = _worded(found.load(argument, kind), spec, classnames, templates, model)
-    return data if pairs else _labelled(data, spec)
-
-
-def part(spec: str) -> Dataset:
-    """Return a data set that another one is made of. Its spec may be a file's, so that it allows no code by itself.
-    Raises UserError as ``load`` does, and for code that only a file asks for."""
-    found, argument = source(spec, {})
-    data = _worded(found.load(argument, "class-incremental"), spec, None, None, None)
-    return _labelled(data, spec)
+    if data.captioned and not pairs:
+        raise UserError(f"{spec} has captions and no classes: give images with classes")
+    return data
 
 
 def of(config: Config) -> Dataset:
@@ -90,12 +87,6 @@ def of(config: Config) -> Dataset:
     found, argument = source(config.data, config.source.options)
     data = found.load(argument, scenarios.build(config.scenario).asks)
     return _worded(data, config.data, config.classnames, config.templates, config.model)
-
-
-def _labelled(data: Dataset, spec: str) -> Dataset:
-    if data.captioned:
-        raise UserError(f"{spec} has captions and no classes: give images with classes")
-    return data
 
 
 def _worded(

@@ -199,7 +199,6 @@ def _weights(source: str, folder: str | None) -> Path | None:
     return Path(found)
 
 
-@torch.inference_mode()
 def _centered(clip: Clip, folder: str | None) -> Clip:
     """Take the mean of image features from a folder that has one. Raises ValueError where it is none."""
     mean = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8")).get(CENTER) if folder else None
@@ -207,7 +206,8 @@ def _centered(clip: Clip, folder: str | None) -> Clip:
         return clip
     if not isinstance(mean, list) or not all(isinstance(x, float) and math.isfinite(x) for x in mean):
         raise ValueError(f"{CENTER} is no list of numbers")
-    width = clip.encode_image(clip.blank()).shape[1]
+    with torch.inference_mode():  # the mean itself is an ordinary tensor, as training reads it
+        width = clip.encode_image(clip.blank()).shape[1]
     if len(mean) != width or not torch.tensor(mean).isfinite().all():
         raise ValueError(f"{CENTER} is not {width} numbers that are finite in float32")
     clip.center_images(mean)

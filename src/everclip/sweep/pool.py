@@ -17,6 +17,7 @@ from everclip.errors import UserError
 from everclip.runs.find import last_error
 from everclip.sweep.folder import busy
 from everclip.sweep.slots import Environment
+from everclip.system.outputs import open_own
 from everclip.system.reading import diverted
 
 GRACE = 60.0
@@ -42,16 +43,11 @@ def _appended(log: Path) -> BinaryIO:
     try:
         if wrong := diverted(log.parent, [log.name]):
             raise UserError(f"{log.parent} cannot be used, as {wrong}: remove it, or give another out")
-        return open(log, "ab", opener=_own)
+        return open_own(log, "ab")  # nor a link that has come meanwhile
     except OSError as error:
         raise UserError(
             f"{log} cannot be written ({error.strerror}): remove it, or give another out"
         ) from error
-
-
-def _own(path: str, flags: int) -> int:
-    """Open no link, and wait for no pipe, that has come in the meantime."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 class Child:

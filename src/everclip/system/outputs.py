@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from everclip.errors import UserError
 from everclip.system.reading import kind_of
@@ -25,6 +26,15 @@ def check_file(out: str | os.PathLike[str]) -> Path:
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{out} cannot be written (it is {kind_of(found)}): give the name of a file")
     return Path(os.path.realpath(out))
+
+
+def open_own(path: Path, mode: Literal["ab", "wb"]) -> BinaryIO:
+    """Open a file to be written, unbuffered. Raises OSError for a link, or a pipe that would be waited for."""
+    return open(path, mode, buffering=0, opener=_own)
+
+
+def _own(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:

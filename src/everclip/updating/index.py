@@ -30,7 +30,8 @@ from everclip.index.maps import Map, fit
 from everclip.index.search import nearest
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
-from everclip.system.atomic import check_new, claimed
+from everclip.system.atomic import claimed
+from everclip.system.outputs import check_new
 from everclip.system.progress import Progress
 from everclip.training.estimate import duration
 from everclip.updating.candidates import TRAINED, Candidate

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from everclip.errors import UserError
 from everclip.system import cache_folder
 from everclip.system.atomic import put
+from everclip.system.outputs import open_own
 
 CHUNK = 1 << 20
 TRIES = 3
@@ -156,12 +156,6 @@ def _unlink_link(part: Path) -> None:
             part.unlink()
 
 
-def _opened(part: Path, goes_on: bool) -> BinaryIO:
-    """Open a part for writing, at its end or anew; a link that has come meanwhile is not followed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if goes_on else os.O_TRUNC)
-    return os.fdopen(os.open(part, flags, 0o666), "wb", buffering=0)
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -209,7 +203,7 @@ def _append(remote: Remote, part: Path, path: Path, have: int) -> None:
                 f"{remote.url} has {int(total)} bytes, not {remote.size}: put the original in {path}"
             )
         with writing(part):
-            file = _opened(part, goes_on)
+            file = open_own(part, "ab" if goes_on else "wb")
         with file:
             while chunk := answer.read(CHUNK):
                 done += len(chunk)

@@ -61,7 +61,7 @@ class Joined(Source):
         from everclip import data
 
         specs = self._specs(argument)
-        found = [data.part(spec) for spec in specs]
+        found = [data.load(spec, typed=False) for spec in specs]
         for spec, one in zip(specs, found, strict=True):
             if one.train.store.width is not None:
                 raise UserError(f"data joined takes pictures, and {spec} holds features: leave it out")

@@ -119,9 +119,8 @@ def label_of(name: str) -> int:
 
 def root(sigma: Float[Tensor, "d d"], shrink: bool) -> Float[Tensor, "d d"]:
     """Return the Cholesky factor of S + 1e-4 I, shrunk if asked for, in the type of S."""
-    found = sigma.cpu().double() + FLOOR * torch.eye(
-        len(sigma), dtype=torch.float64
-    )  # fp64 is not on every device
+    found = sigma.cpu().double()  # fp64 is not on every device
+    found = found + FLOOR * torch.eye(len(found), dtype=found.dtype)
     return torch.linalg.cholesky(spread(found) if shrink else found).to(sigma)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -109,8 +110,7 @@ class Probe(Method):
         met = train.labels
         if self.probe_data == "new":
             met = met[np.isin(train.ids, task.train.ids)]
-        met = set(np.unique(met).tolist())
-        self._labels = [label for label in self.head.labels if label in met]
+        self._labels = _among(self.head, met)
         if self.options.probe_epochs is not None:
             self._start(clip, self._labels)
 
@@ -128,8 +128,7 @@ class Probe(Method):
             return
         kept = memory if self.probe_data == "mixed" else ()
         features, labels = features_once(clip.encode_image, task, new, kept)
-        there = set(labels.tolist())  # the memory may just have lost classes: their rows stay
-        self._start(clip, [label for label in self.head.labels if label in there])
+        self._start(clip, _among(self.head, labels))  # the memory may just have lost classes: their rows stay
         relearn(self.head, features, labels, clip.logit_scale.exp().detach(), self.options.probe_penalty)
 
     @final
@@ -173,12 +172,17 @@ def features_once(
     return features, labels
 
 
+def _among(head: Head, labels: Tensor | NDArray[Any]) -> list[int]:
+    """Return a head's labels that are among those of some images, in the head's order."""
+    there = set(labels.tolist())
+    return [label for label in head.labels if label in there]
+
+
 def relearn(
     head: Head, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], scale: Tensor, penalty: float
 ) -> None:
     """Learn a head's rows of the classes that have images, from the values they have, until the loss stops falling."""
-    there = set(labels.tolist())
-    wanted = [label for label in head.labels if label in there]
+    wanted = _among(head, labels)
     rows = head.columns(torch.tensor(wanted)).tolist()
     weight, bias = scale * head.weight.detach()[rows], head.bias.detach()[rows]
     weight, bias = converged(features, columns(wanted, labels), weight, bias, penalty)
