@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.step import weights
+from benchmarks.step import spent, weights
 from everclip.config import load_config
 from everclip.data.loader import Batch, Loader, Phase
 from everclip.data.scenario import Task
@@ -45,13 +44,6 @@ from everclip.training.restore import grow, load_model
 
 TOPS = (4, 2, 1)
 STEPS = 1 << 30
-
-
-def spent(work: Callable[[], object]) -> float:
-    """The processor's seconds of a call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ import argparse
 import json
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from benchmarks.step import spent
 from everclip.config import load_config
 from everclip.data.loader import Batch, Phase
 from everclip.losses import contrastive
@@ -35,13 +35,6 @@ from everclip.training.restore import grow
 from everclip.training.step import step as training_step
 
 METHODS = ("clip", "gcl", "gdro")
-
-
-def spent(work: Callable[[], object]) -> float:
-    """The processor's seconds of a call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def prepared(method: str, batch: int, out: Path) -> tuple[Context, Update, Iterator[Batch]]:

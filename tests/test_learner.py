@@ -286,9 +286,9 @@ def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch)
     notebook = rich.console.Console(force_jupyter=True, force_terminal=False)
     monkeypatch.setattr(progress, "Console", lambda **_: notebook)
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
-    assert not progress.Progress().live
+    assert progress.Progress()._bar is None
     monkeypatch.setattr(progress, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
-    assert progress.Progress().live
+    assert progress.Progress()._bar is not None
 
 
 def test_a_drop_that_was_asked_for_is_measured(learner: everclip.Learner) -> None:

@@ -64,17 +64,6 @@ def test_an_exemplar_that_is_gone(
     assert "1 exemplars of the memory are no longer in the data" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_older(
-    tmp_path: Path, tokens: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = run(tmp_path / "run", *tokens)
-    unfinished(tmp_path / "run")
-    state = tmp_path / "run" / "checkpoints" / "stage-002" / "state.pt"
-    state.write_bytes(state.read_bytes()[:100])
-    assert timeless(run(tmp_path / "run", *tokens)) == timeless(whole)
-    assert "checkpoint stage-002 cannot be used (state.pt is not what was written)" in caplog.text
-
-
 def test_bad_input_leaves_the_users_own_folder(tmp_path: Path, tokens: list[str]) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -27,13 +27,13 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def suggest(word: str, known: Iterable[str], most: int = 3) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
 
     Returns a text to append to a message, so that a misspelt key, method or model always says what to write.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=most, cutoff=0.6)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
         return "; did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
     return "; known: " + ", ".join(known)

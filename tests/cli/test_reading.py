@@ -31,7 +31,9 @@ def read_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(read(capsys, *arguments, "--json"))
 
 
-@pytest.mark.parametrize("command", ["methods", "datasets", "models", "scenarios", "tunings", "trackers"])
+@pytest.mark.parametrize(
+    "command", ["configs", "methods", "datasets", "models", "scenarios", "tunings", "trackers"]
+)
 def test_lists_import_no_torch(command: str) -> None:
     code = (
         f"import sys; from everclip.cli.app import main; code = main(['{command}'])\n"

@@ -295,12 +295,12 @@ def test_a_learner_says_what_it_cannot_embed(toy: str, pictures: Path) -> None:
         everclip.Learner("features:4", progress=False).embed(texts=["a dog"])
 
 
-def test_progress_says_the_pace_and_the_time_left(
+def test_progress_says_the_pace(
     toy: str, pictures: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everclip.system.progress.EVERY", 0.0)
     monkeypatch.setattr(embed, "BATCH", 8)
     _, _, err = say("embed", toy, pictures, "-o", tmp_path / "v")
     assert err.splitlines()[0].startswith("embed images  7/20  ")  # the broken one is counted at the end
-    assert err.splitlines()[0].endswith("images/s, less than a minute left")
+    assert err.splitlines()[0].endswith("images/s")
     assert os.listdir(tmp_path / "v")

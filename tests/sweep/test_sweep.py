@@ -31,7 +31,6 @@ from everclip.sweep.pool import Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.tune import split, tune
 from everclip.sweep.view import Follow, View
-from everclip.system.progress import duration
 from everclip.training import pace
 from everclip.training.plan import Plan
 from tests.running import run
@@ -469,7 +468,6 @@ def test_the_time_left(tmp_path: Path) -> None:
     assert view.seconds_left([], [Work("search 1", [], tmp_path, tmp_path)]) == 0, "searches take other times"
     view = View(lambda: 5, 2, {}, lambda work: "", lambda work, error: (True, ""))
     assert view.seconds_left([], works) is None
-    assert [duration(seconds) for seconds in (5, 600, 8000)] == ["5 s", "10 min", "2.2 h"]
 
 
 def test_one_search_for_cells_that_differ_in_the_seed_alone(tmp_path: Path, tokens: list[str]) -> None:

@@ -28,7 +28,6 @@ from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.progress import Progress
 from everclip.training.disk import on_disk
-from everclip.training.estimate import duration
 
 BATCH = 128
 """Number of pictures or texts encoded at a time."""
@@ -160,7 +159,7 @@ def embed(
         pixels = None if left.images is None else decoded(left.images, clip)
         what = "images" if work.kind == IMAGE else "texts"
         progress.start(f"embed {what}", len(work.ids), len(work.ids) - len(left.ids))
-        step = _Pace(progress, len(left.ids), what)
+        step = _Pace(progress, what)
         for start in range(0, len(left.ids), SHARD):
             part = slice(start, min(start + SHARD, len(left.ids)))
             rows, listed = _shard(clip, left, part, pixels, step)
@@ -188,17 +187,16 @@ def _shard(
 
 
 class _Pace:
-    """Shows how many are done a second, and the time that is left."""
+    """Shows how many are done a second."""
 
-    def __init__(self, progress: Progress, left: int, what: str) -> None:
-        self._progress, self._left, self._what = progress, left, what
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._what = progress, what
         self._begin, self._done = time.perf_counter(), 0
 
     def __call__(self, count: int) -> None:
         self._done += count
         pace = max(self._done, 1e-9) / max(time.perf_counter() - self._begin, 1e-9)
-        left = "" if self._progress.live else f", {duration((self._left - self._done) / pace)} left"
-        self._progress.step(f"{pace:,.0f} {self._what}/s{left}", count)
+        self._progress.step(f"{pace:,.0f} {self._what}/s", count)
 
 
 def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:

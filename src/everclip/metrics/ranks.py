@@ -34,12 +34,12 @@ def friedman(table: Sequence[Sequence[float]]) -> float | None:
     return float(friedmanchisquare(*zip(*table, strict=True)).pvalue)
 
 
-def critical_difference(columns: int, rows: int, level: float = 0.95) -> float:
+def critical_difference(columns: int, rows: int) -> float:
     """Return Nemenyi's critical difference.
 
     Mean ranks of two of ``columns`` methods over ``rows`` blocks differ if they are further apart.
     """
     from scipy.stats import studentized_range  # takes a second to import
 
-    width = float(studentized_range.ppf(level, columns, math.inf))
+    width = float(studentized_range.ppf(0.95, columns, math.inf))
     return width / math.sqrt(2) * math.sqrt(columns * (columns + 1) / (6 * rows))

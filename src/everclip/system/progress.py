@@ -54,11 +54,6 @@ class Progress:
         self._over = self._part = self._before = self._resumed = 0.0
         self._begun = self._said
 
-    @property
-    def live(self) -> bool:
-        """Whether a bar is shown, which has the time that is left."""
-        return self._bar is not None
-
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()

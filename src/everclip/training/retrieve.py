@@ -185,8 +185,8 @@ def told(retrieval: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"retrieval": retrieval, **numbers}
 
 
-def warn_of_long(clip: Clip, images: ImageSet) -> int:
-    """Warn of captions that the text tower does not read to their end, once; returns how many there are."""
+def warn_of_long(clip: Clip, images: ImageSet) -> None:
+    """Warn of captions that the text tower does not read to their end, once."""
     assert images.captions is not None
     texts = images.captions.texts
     long, length = clip.text.truncated(texts)
@@ -195,4 +195,3 @@ def warn_of_long(clip: Clip, images: ImageSet) -> int:
             "%d of %d captions are longer than the %d tokens that the text tower reads: their ends are left out",
             *(long, len(texts), length),
         )
-    return long

@@ -14,7 +14,8 @@ SMALL_MEMORY = 1.0
 """Exemplars per class below which old classes count as not remembered."""
 CLOSE = 0.9
 """Zero-shot accuracy on the new images above which there is little to learn."""
-LEAST_STEPS, EPOCHS = 20, 2
+LEAST_STEPS, EPOCHS, BATCH = 20, 2, 32
+"""Length of training: epochs of batches of this size, in steps, and never fewer than so many."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Decision:
     why: tuple[str, ...] = field(default=())
 
 
-def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> Decision:
+def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
     """Apply the rule to these facts.
 
     Args:
@@ -79,7 +80,7 @@ def decide(facts: Facts, choice: str, keep: bool = False, batch: int = 32) -> De
     why.append(f"{what}: training uses {method}, the better method there (docs/update.md)")
     lr_share = 1 / 3 if remembered else 1 / 10
     seen = facts.images + round(facts.exemplars * facts.old)
-    steps = max(LEAST_STEPS, EPOCHS * -(-seen // batch))
+    steps = max(LEAST_STEPS, EPOCHS * -(-seen // BATCH))
     train = facts.images >= FEW_IMAGES and (remembered or not facts.new)
     if not facts.towers:
         train, why = False, [f"{what}, as features alone: nothing is trained"]
