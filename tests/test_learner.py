@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.machinery
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 import everclip
 from everclip.cli.app import main
+from everclip.data.gathered import Encoded
 from everclip.data.given import several
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
@@ -330,6 +332,19 @@ def test_it_learns_features_grows_saves_and_loads(tmp_path: Path) -> None:
     left = everclip.Learner.load(tmp_path / "v3", progress=False)
     assert left.classes == ["a", "c", "d", "e"]
     assert left.learn(features=found, labels=labels).classes == ["a", "c", "d", "e", "b"]
+
+
+def test_it_holds_the_images_that_it_keeps_alone() -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(len(one.keys) for one in gc.get_objects() if type(one) is Encoded)
+
+    before = held()
+    learner = everclip.Learner("features:8", progress=False, exemplars=4)
+    for seed in range(3):
+        found, labels = rows(["a", "b"], seed)
+        learner.learn(features=found, labels=labels)
+        assert held() - before == 8
 
 
 def test_a_run_on_features_is_learned_on(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import gc
+import weakref
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from everclip.data.gathered import Archive, Encoded, gather
+from everclip.data.gathered import Archive, Encoded, alone, gather
 from everclip.data.images import FileStore, ImageSet, Store, content_id
+from everclip.data.sources.joined import JoinedStore
 
 
 def table(store: Store, ids: int = 0) -> ImageSet:
@@ -31,6 +34,28 @@ def test_of_equal_images_in_a_set_the_first_stays() -> None:
     (one,), _ = gather([table(Encoded(["x", "y", "z"], [b"two", b"two", b"one"]))])
     assert one.labels.tolist() == [0, 0]
     assert len(set(one.ids.tolist())) == 2
+
+
+def test_images_can_be_gathered_again_and_again() -> None:
+    one = table(Encoded(["x", "y"], [b"one", b"two"]))
+    for _ in range(1200):
+        (one,), _ = gather([one.select(np.array([len(one) - 1]))])
+    assert one.store.read(0) == b"two"
+    assert (one.store.nbytes(0), one.store.content(0)) == (3, content_id(b"two"))
+    assert list(one.store.keys) == ["y"]
+
+
+def test_what_others_hold_is_freed() -> None:
+    joined = JoinedStore(["a", "b"], [Encoded(["x"], [b"one"]), Encoded(["x", "y"], [b"two", b"three"], 4)])
+    (first, second), _ = gather([table(Encoded(["z"], [b"four"])), table(joined)])
+    images = alone(second.select(np.array([2])))
+    gone = [weakref.ref(store) for store in (joined, first.store)]
+    del joined, first, second
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
+    assert images.store.read(0) == b"three"
+    assert list(images.store.keys) == ["b/y"]
+    assert images.rows.tolist() == [0]
 
 
 def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class Encoded(Store):
     def nbytes(self, row: int) -> int:
         return len(self._contents[row])
 
+    def alone(self, row: int) -> tuple[Store, int]:
+        return Encoded([self.keys[row]], [self._contents[row]], self.width), 0
+
 
 class Archive(Store):
     """Files that lie uncompressed in a zip archive, which is open only while one is read.
@@ -75,13 +78,12 @@ def _content(file: BinaryIO, header: int) -> int:
 
 
 class Gathered(Store):
-    """Rows of other stores, one after another."""
+    """Rows of other stores, one after another. What those hold beside these rows can be freed."""
 
     def __init__(self, sets: Sequence[ImageSet]) -> None:
-        self._places: list[tuple[Store, int]] = [
-            (part.store, row) for part in sets for row in part.rows.tolist()
-        ]
-        self.keys: Sequence[str] = [store.keys[row] for store, row in self._places]
+        rows: list[tuple[Store, int]] = [(part.store, row) for part in sets for row in part.rows.tolist()]
+        self.keys: Sequence[str] = [store.keys[row] for store, row in rows]
+        self._places = [store.alone(row) for store, row in rows]
         self.width = next((part.store.width for part in sets if len(part)), None)
 
     def _place(self, row: int) -> tuple[Store, int]:
@@ -99,6 +101,16 @@ class Gathered(Store):
     def content(self, row: int) -> int:
         store, place = self._place(row)
         return store.content(place)
+
+    def alone(self, row: int) -> tuple[Store, int]:
+        store, place = self._place(row)
+        return store.alone(place)
+
+
+def alone(images: ImageSet) -> ImageSet:
+    """Return the same images, without captions, on a store that holds no others."""
+    rows = np.arange(len(images), dtype=np.int64)
+    return replace(images, store=Gathered([images]), rows=rows, captions=None)
 
 
 def gather(sets: Sequence[ImageSet], conflicts: bool = False) -> tuple[list[ImageSet], dict[str, str]]:

@@ -50,6 +50,10 @@ class Store(ABC):
         """Return the ``content_id`` of a row. Raises OSError where it cannot be read."""
         return content_id(self.read(row))
 
+    def alone(self, row: int) -> tuple[Store, int]:
+        """Return a store that keeps no other row's content in memory, and the row there."""
+        return self, row
+
 
 def content_id(content: bytes) -> int:
     """Return a stable id from 0 to 2^63 - 1 of an encoded image, wherever its file lies and whatever its name."""

@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from everclip.data.gathered import gather
+from everclip.data.gathered import alone, gather
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.inventory import Step, silent
 from everclip.data.memory import Memory
@@ -113,13 +113,14 @@ class Pictures:
     skipped: dict[str, str]
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together."""
+        """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together, on stores of
+        their own: the images that are not kept can be freed."""
         apart = checks_of(exemplars)
         replay = Memory((exemplars - apart) * len(self.known.names), seed, self.exemplars, Filled())
         replay.update(self.new, len(self.known.names))
         checked = Memory(apart * len(self.known.names), seed, self.checks, Filled())
         checked.update(self.checks.of_classes([]), len(self.known.names))
-        return replay.images(), checked.images()
+        return alone(replay.images()), alone(checked.images())
 
 
 def checks_of(exemplars: int) -> int:
