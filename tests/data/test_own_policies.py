@@ -108,7 +108,7 @@ def test_the_newest_by_hand(package: str) -> None:
     assert sorted(memory.images().labels.tolist()) == [1, 1, 2, 2, 2, 2]
     memory = Memory(6, 0, EMPTY, build(f"{package}.central", {}))
     features = np.array([[0.6, 0.8], [1, 0], [0, 1], [-1, 0]])
-    memory.update(images([0] * 4), 2, lambda new: features)
+    memory.update(images([0] * 4), 2, features)
     assert memory.images().rows.tolist() == [0, 1, 2]
 
 

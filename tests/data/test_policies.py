@@ -121,17 +121,17 @@ def test_a_herding_memory_keeps_the_head_of_the_order() -> None:
     new = images([0, 1] * 8)
     features = np.random.default_rng(2).normal(size=(16, 4))
     memory = Memory(8, 0, EMPTY, build("herding", {}))
-    memory.update(new, 2, lambda part: features)
+    memory.update(new, 2, features)
     for label in (0, 1):
         where = np.flatnonzero(new.labels == label)
         expected = new.ids[where[herding_order(features[where])]]
         held = memory.images()
         assert set(held.ids[held.labels == label].tolist()) == set(expected[:4].tolist())
     state = memory.state_dict()
-    memory.update(images([2] * 8, start=500), 4, lambda part: np.random.default_rng(3).normal(size=(8, 4)))
+    memory.update(images([2] * 8, start=500), 4, np.random.default_rng(3).normal(size=(8, 4)))
     again = Memory(8, 0, EMPTY, build("herding", {}))
     again.load_state_dict(state, new)
-    again.update(images([2] * 8, start=500), 4, lambda part: np.random.default_rng(3).normal(size=(8, 4)))
+    again.update(images([2] * 8, start=500), 4, np.random.default_rng(3).normal(size=(8, 4)))
     assert again.state_dict() == memory.state_dict()
     held = memory.images()
     for label in (0, 1):
@@ -183,7 +183,7 @@ def test_the_exemplars_and_the_state_of_each_policy(
     states: list[dict[str, Any]] = []
     memory = Memory(budget, 3, EMPTY, build(policy, {}), quota)
     for number, new in enumerate(tasks()):
-        memory.update(new, 2 * number + 2, features, scores)
+        memory.update(new, 2 * number + 2, features(new), scores)
         states.append(memory.state_dict())
     assert hash64(json.dumps(states)) % 2**32 == expected
 
@@ -194,7 +194,7 @@ def test_any_policy_keeps_to_the_budget_and_brings_nothing_back(policy: str) -> 
     memory, gone, known = Memory(20, 3, EMPTY, chooser), set[int](), 0
     for number, new in enumerate(tasks()):
         known += len(new)
-        gone |= set(memory.update(new, 2 * number + 2, features, scores).tolist())
+        gone |= set(memory.update(new, 2 * number + 2, features(new), scores).tolist())
         held = memory.images().ids.tolist()
         assert len(held) + len(gone) == known
         assert not gone & set(held)
@@ -236,7 +236,7 @@ def test_what_a_policy_returns_is_checked(ranked: Any, chosen: Any, message: str
     policy = Wrong()
     policy.ranked, policy.chosen = ranked, chosen
     with pytest.raises(UserError, match=message):
-        Memory(2, 0, EMPTY, policy).update(images([0, 0, 1, 1]), 2, lambda new: np.eye(len(new)))
+        Memory(2, 0, EMPTY, policy).update(images([0, 0, 1, 1]), 2, np.eye(4))
 
 
 @pytest.mark.parametrize("policy", ["herding", "score", "exp", "equal_task", "all", "none"])

@@ -182,11 +182,9 @@ def test_herding_and_the_nearest_mean_of_exemplars(budget: int, clip: Clip) -> N
         method.grow(clip, task)
         method.begin_task(clip, task, memory.images() + task.train)
 
-        def features(images: ImageSet, new: tuple[int, ...] = classes) -> Rows:
-            on = batch_of(images.ids, new)
-            with torch.no_grad():
-                return method.features(clip, clip.normalise(on.images)).double().numpy()
-
+        on = batch_of(task.train.ids, classes)
+        with torch.no_grad():
+            features = method.features(clip, clip.normalise(on.images)).double().numpy()
         known += classes
         memory.update(task.train, len(known), features)
         count = min(EACH, budget // len(known))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from everclip.data.loader import Loader
@@ -12,7 +14,8 @@ from everclip.training.context import Context
 from everclip.training.learn import learn
 from everclip.training.plan import Plan
 from everclip.training.recorder import Recorder
-from tests.running import configured
+from tests.pictures import image_folder
+from tests.running import configured, logged, run
 
 
 def test_nothing_takes_a_gradient_when_a_phase_begins(
@@ -33,3 +36,21 @@ def test_nothing_takes_a_gradient_when_a_phase_begins(
     learn(context, plan.tasks[0])
     assert begun == [False, False]
     assert context.record.optimizer_steps > 0
+
+
+def test_a_memory_that_ranks_leaves_out_what_training_did_not_read(tmp_path: Path, toy: str) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 4, "test": 1}, classes=2)
+    for name in ("red/0.png", "red/1.png", "green/3.png"):
+        (root / "train" / name).write_bytes(b"no picture")
+    words = (f"data=imagefolder:{root}", f"model={toy}", "method=finetune", "memory.policy=herding")
+    one = (
+        "scenario.tasks=1",
+        "train.epochs=none",
+        "train.steps=1",
+        "train.batch_size=2",
+        "loader.cache_mb=0",
+    )
+    results = run(tmp_path / "run", *words, *one)
+    assert sorted(results["skipped_images"]) == ["train/green/3.png", "train/red/0.png", "train/red/1.png"]
+    (stage,) = (line for line in logged(tmp_path / "run") if line["event"] == "stage")
+    assert stage["memory"]["count"] == 5

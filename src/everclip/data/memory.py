@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from everclip.data.images import ImageSet
@@ -15,8 +16,6 @@ from everclip.errors import UserError, shown
 from everclip.plugins import returned
 from everclip.seeding import hash64
 
-Features = Callable[[ImageSet], NDArray[np.float64]]
-"""Unit-length features ``[n, d]`` of images that can be read, in their order."""
 Scores = Callable[[ImageSet], NDArray[np.float64]]
 """Scores ``[n]`` of images, at least 0, in their order."""
 
@@ -59,6 +58,11 @@ class Memory:
         """Return the exemplars."""
         return self._images
 
+    @property
+    def ranks(self) -> bool:
+        """Whether its policy ranks a task's images by features, so that ``update`` needs these."""
+        return self.policy.features and self.budget != 0
+
     def per_class(self, classes_seen: int) -> int | None:
         """Return the quota of a class: floor(M / classes seen), or the same from the start; None of no quotas."""
         if not self.policy.per_class:
@@ -71,15 +75,16 @@ class Memory:
         self,
         new: ImageSet,
         classes_seen: int,
-        features: Features | None = None,
+        features: Float[np.ndarray, "n d"] | None = None,
         scores: Scores | None = None,
     ) -> NDArray[np.int64]:
         """Take exemplars of ``new`` and trim the old ones to what the policy leaves them. Raises UserError where the
         policy gives ranks or positions that are none.
 
         Args:
-            features: for a policy that ranks by them; without them it chooses as if it had no ranks.
-            scores: for a policy that reads them, alike.
+            features: of ``new``, unit length, where the memory ``ranks``; without them the policy chooses as if it had
+                no ranks.
+            scores: for a policy that reads them; without them it has none.
 
         Returns:
             int64 ``[k]``: ids, old or new, that are not held from here on: no later stage sees them again.
@@ -87,8 +92,8 @@ class Memory:
         pool = self._images + new
         self._stage |= dict.fromkeys(new.ids.tolist(), self._stages)
         self._stages += 1
-        if self.policy.features and features is not None and self.budget != 0:
-            ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features(new)))
+        if self.ranks and features is not None:
+            ranks = _numbers(self.policy, "ranks", self.policy.ranks(new, features))
             if len(ranks) != len(new):
                 gave = returned(self.policy, "ranks")
                 raise UserError(f"{gave} {len(ranks)} numbers for {len(new)} images: return one for each")

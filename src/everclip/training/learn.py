@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from everclip.data.images import ImageSet
@@ -58,15 +59,14 @@ def learn(context: Context, task: Task) -> None:
             step(context, update, batch, phase, task)
             journal.step(update, index, batch.number + 1)
         update.close()
+    tuning.end(clip)
+    new = loader.pixels.readable(new)
+    features = _features(context, new) if memory.ranks else None
+    # Training may not have seen every image: this reads the others, and finds the broken ones among them.
     if not len(new := loader.pixels.readable(new)):
         raise unreadable(task)
-    tuning.end(clip)
-    gone = memory.update(
-        new,
-        len(seen(context.plan.tasks[: task.index + 1])),
-        lambda images: _features(context, images),
-        lambda images: _scores(context, images),
-    )
+    known = len(seen(context.plan.tasks[: task.index + 1]))
+    gone = memory.update(new, known, features, lambda images: _scores(context, images))
     method.drop((task.train + old).samples(gone))
     method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
     loader.drop(gone)
@@ -74,12 +74,12 @@ def learn(context: Context, task: Task) -> None:
     journal.finish(task.index)
 
 
-def _features(context: Context, images: ImageSet) -> NDArray[np.float64]:
-    """Return the method's features of readable images, for memory policies that choose by them."""
+def _features(context: Context, images: ImageSet) -> Float[np.ndarray, "n d"] | None:
+    """Return the method's features of the images that can be read, for memory policies that choose by them; None if
+    there are none."""
     clip = context.clip
     found = spread(context.loader, images, lambda batch: context.method.features(clip, batch.images))
-    assert found is not None, "checking which images can be read"
-    return found[0].double().numpy()
+    return None if found is None else found[0].double().numpy()
 
 
 def _scores(context: Context, images: ImageSet) -> NDArray[np.float64]:
