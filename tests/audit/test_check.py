@@ -59,6 +59,32 @@ def test_all_that_is_planted_is_found(folder: Path, toy: str, say: Say) -> None:
     assert doubt == sorted(doubt, reverse=True)
 
 
+def test_what_is_wrong_with_copies_is_said_first(tmp_path: Path, say: Say) -> None:
+    """A picture that was copied many times: a test picture, or one of another class, among the copies is named."""
+    root = image_folder(tmp_path / "photos", {"train": 6, "test": 1}, 2)
+    for name in ("green/0", "green/1", "green/2", "green/3", "green/4"):
+        shutil.copy(root / f"train/{name}.png", root / f"train/{name}-copy.png")
+    for number in range(8):
+        shutil.copy(root / "train/red/0.png", root / f"train/red/again{number}.png")
+        shutil.copy(root / "train/red/1.png", root / f"train/green/other{number}.png")
+    shutil.copy(root / "train/red/0.png", root / "test/red/leak.png")
+    code, out, _ = say("data", "check", root, "--exact", "--most", "2", "-o", tmp_path / "page.html")
+    copies = out.partition("copies:\n")[2].splitlines()
+    assert code == 1
+    assert copies[0] == "  train/red/0.png = test/red/leak.png = train/red/again0.png (10 in all)"
+    assert copies[1] == "  train/green/other0.png = train/red/1.png = train/green/other1.png (9 in all)"
+    assert copies[2] == "  train/green/0-copy.png = train/green/0.png"
+    assert copies[5] == "  and 2 more: -o page.html shows and --json lists the first 2 (--most)"
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<code>test/red/leak.png</code>" in page
+    assert "<code>train/red/1.png</code>" in page
+    found = json.loads(say("data", "check", root, "--exact", "--most", "2", "--json")[1])
+    assert [[one["image"] for one in group] for group in found["exact"]["groups"]] == [
+        ["train/red/0.png", "test/red/leak.png"],
+        ["train/green/other0.png", "train/red/1.png"],
+    ]
+
+
 def test_a_clean_folder_exits_with_0_and_without_a_model(tmp_path: Path, say: Say) -> None:
     root = image_folder(tmp_path, {"train": 2, "test": 1}, 2)
     code, out, _ = say("data", "check", root, "--exact")

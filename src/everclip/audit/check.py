@@ -68,7 +68,8 @@ class Findings:
         images: every picture looked at.
         train: how many of them are training pictures.
         sides: ``[n, 2]``, width and height in pixels; 0 where they cannot be told.
-        groups: places of pictures that are the same byte for byte.
+        groups: places of pictures that are the same byte for byte; first those in both parts, then those under several
+            labels.
         pairs: near duplicates, the nearest first; ``near`` counts them all.
         suspects: pictures for which another class is ahead, the greatest doubt first; None: not looked for.
         broken: place -> why the picture cannot be decoded.
@@ -96,6 +97,13 @@ class Findings:
     def name(self, place: int) -> str:
         """Return the class that a picture is labelled as."""
         return self.data.class_names[int(self.images.labels[place])]
+
+    def telling(self, group: list[int]) -> list[int]:
+        """Return a group in an order that shows what is wrong first: one picture, one of the other part, and one under
+        another label."""
+        first = group[0]
+        others = [[p for p in group if about(p) != about(first)] for about in (self.part, self.name)]
+        return [*dict.fromkeys([first, *(place for other in others for place in other[:1]), *group])]
 
     @property
     def leaked(self) -> list[int]:
@@ -142,7 +150,9 @@ class Findings:
                 "within_train": self.copies("train"),
                 "within_test": self.copies("test"),
                 "two_labels": len(self.two_labels),
-                "groups": [[about(place) for place in group[:most]] for group in self.groups[:most]],
+                "groups": [
+                    [about(place) for place in self.telling(group)[:most]] for group in self.groups[:most]
+                ],
             },
             "near": self._near(most) if self.options.features else None,
             "suspects": None
@@ -209,7 +219,17 @@ def check(spec: str, options: Options, progress: Progress) -> Findings:
         pairs = [Pair(int(good[one]), int(good[two]), cosine) for one, two, cosine in pairs]
         doubtful = _suspects(found, images, rows, good)
     train = len(images if found.held_out else found.train)
-    return Findings(found, options, images, train, sides, twins.groups(same), pairs, count, doubtful, broken)
+    groups = _worst_first(twins.groups(same), images.labels, train)
+    return Findings(found, options, images, train, sides, groups, pairs, count, doubtful, broken)
+
+
+def _worst_first(groups: list[list[int]], labels: NDArray[np.int64], train: int) -> list[list[int]]:
+    """Return groups of ascending places: those in both parts, those under several labels, the others."""
+
+    def harmless(group: list[int]) -> tuple[bool, bool]:
+        return not group[0] < train <= group[-1], len(np.unique(labels[group])) == 1
+
+    return sorted(groups, key=harmless)
 
 
 def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NAMED = 5
 """Pictures of each kind that are named on the terminal."""
+_OF_A_GROUP = 3
+"""Of the same picture so many are named."""
 
 
 def data(
@@ -67,7 +69,7 @@ def data(
     if json:
         print_json(found.as_json(most) | ({} if out is None else {"page": str(out)}))
     else:
-        _show(found)
+        _show(found, most)
         if out is not None:
             print(f"\npage: {out}")
     return 1 if found.leaked or found.broken else 0
@@ -83,8 +85,8 @@ def _check(action: str, spec: str, image_size: int | None, near: float, most: in
     check_range("--most", most, 1, 1000)
 
 
-def _show(found: Findings) -> None:
-    """Print the table, and the first pictures of each kind."""
+def _show(found: Findings, most: int) -> None:
+    """Print the table, and the first pictures of each kind; ``most`` of them are on the page and in the JSON."""
     test = len(found.images) - found.train
     counted = f"{len(found.data.class_names)} classes, {found.train:,} training and {test:,} test pictures"
     print(printable(f"{found.data.name}: {counted}"))
@@ -111,7 +113,7 @@ def _show(found: Findings) -> None:
         for one in found.suspects or []
     ]
     for title, lines in (
-        ("copies", [" = ".join(map(found.key, group[:3])) for group in found.groups]),
+        ("copies", [_same(found, group) for group in found.groups]),
         ("near duplicates", [f"{found.key(a)} ~ {found.key(b)} ({cos:.3f})" for a, b, cos in found.pairs]),
         ("suspect labels", suspects),
         ("broken", [f"{found.key(place)}: {why}" for place, why in found.broken.items()]),
@@ -121,4 +123,11 @@ def _show(found: Findings) -> None:
             print(f"\n{title}:")
             print_lines(f"  {line}" for line in lines[:_NAMED])
             if len(lines) > _NAMED:
-                print(f"  and {len(lines) - _NAMED:,} more: -o page.html shows them, --json lists them")
+                more = f"{len(lines) - _NAMED:,} more"
+                print(f"  and {more}: -o page.html shows and --json lists the first {most} (--most)")
+
+
+def _same(found: Findings, group: list[int]) -> str:
+    """Return the first pictures of a group, and how many there are."""
+    more = f" ({len(group)} in all)" if len(group) > _OF_A_GROUP else ""
+    return " = ".join(map(found.key, found.telling(group)[:_OF_A_GROUP])) + more

@@ -45,7 +45,7 @@ def write(findings: Findings, out: Path, most: int) -> Path:
     draw, names = _Drawn(findings), findings.data.class_names
     shown: dict[str, list[Row]] = {"copies": [], "near": [], "suspects": [], "tiny": []}
     for group in findings.groups[:most]:
-        shown["copies"].append(Row(draw.all(group[:IN_A_GROUP]), _copies(findings, group)))
+        shown["copies"].append(Row(draw.all(findings.telling(group)[:IN_A_GROUP]), _copies(findings, group)))
     for pair in findings.pairs[:most]:
         shown["near"].append(Row(draw.all(pair[:2]), f"cosine {pair.cosine:.3f}"))
     for one in (findings.suspects or [])[:most]:
