@@ -14,6 +14,7 @@ from everclip.cli import app
 from everclip.data.formats.hub import caches
 from everclip.errors import UserError
 from tests.data.hf_sets import NAMES, cast, counts, datasets, load, parquet, saved, table
+from tests.learned import coloured
 from tests.pictures import image_folder
 from tests.running import run
 from tests.tars import encoded
@@ -105,6 +106,17 @@ def test_class_names_and_templates_files(tmp_path: Path) -> None:
     found = load(root)
     assert found.class_names == ("white", "rose", "green", "blue")
     assert found.templates == ("a {} thing",)
+
+
+def test_class_folders_that_are_numbers_name_lines_of_classnames(tmp_path: Path) -> None:
+    """10 comes before 2 among folders."""
+    for number in range(11):
+        coloured(tmp_path / "train", {str(number): (20 * number, 90, 90)}, 2)
+    (tmp_path / "classnames.txt").write_text("".join(f"name {line}\n" for line in range(10)))
+    with pytest.raises(UserError, match=r"has class 10, and .*classnames\.txt 10 lines: name all from 0"):
+        load(tmp_path)
+    (tmp_path / "classnames.txt").write_text("".join(f"name {line}\n" for line in range(12)))
+    assert load(tmp_path).class_names[:3] == ("name 0", "name 1", "name 10")
 
 
 def test_labels_that_are_names_or_numbers(tmp_path: Path) -> None:

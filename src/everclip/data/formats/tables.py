@@ -86,7 +86,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
     is_test = held_out(store.keys, labels, domains) if rows.is_test is None else rows.is_test
     check_trained(where, "class", labels, is_test)
     if origin.kind == "domain-incremental":
-        _check_domains(where, domains, is_test)
+        check_domains(where, domains, is_test)
     names, prompts = _names(origin, classes), _beside(origin, "templates.txt")
     label = {name: index for index, name in enumerate(classes)}
     domain = {name: index for index, name in enumerate(domain_names)}
@@ -145,7 +145,7 @@ def check_trained(where: str, what: str, names: Sequence[str], is_test: Sequence
         )
 
 
-def _check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) -> None:
+def check_domains(where: str, domains: Sequence[str], is_test: Sequence[bool]) -> None:
     """Raise UserError for a domain in one part only: what is learned is tested, and the other way round."""
     pairs = {(domain, bool(test)) for domain, test in zip(domains, is_test, strict=True)}
     for domain, test in sorted(pairs):
@@ -170,9 +170,10 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
         lines = read_lines(path, "class names")
         if not numbers or len(lines) == len(classes) or any("\t" in line for line in lines):
             return read_class_names(path, classes)
-        if int(classes[-1]) >= len(lines):
+        largest = max(map(int, classes))
+        if largest >= len(lines):
             raise UserError(
-                f"{origin.where} has class {classes[-1]}, and {path} {len(lines)} lines: name all from 0"
+                f"{origin.where} has class {largest}, and {path} {len(lines)} lines: name all from 0"
             )
         return tuple(lines[int(number)] for number in classes)
     if numbers and origin.templates:
