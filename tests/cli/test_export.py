@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
+from tests.pictures import image_folder
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,15 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     assert err.startswith(f"error: {message.format(**named)}")
     assert len(err.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_images_to_check_on(run: Path, tmp_path: Path, say: Say) -> None:
+    root = image_folder(tmp_path / "data", {"train": 1}, 2)
+    for name in ("red", "green"):
+        (root / "test" / name).mkdir(parents=True)
+    code, _, err = say("export", run, "-o", tmp_path / "m", "--check", f"imagefolder:{root}")
+    assert (code, err) == (2, f"error: imagefolder:{root} has no test images: give a folder with images\n")
+    assert not (tmp_path / "m").exists()
 
 
 def test_broken_images_to_check_on(run: Path, tmp_path: Path, say: Say) -> None:

@@ -126,11 +126,11 @@ def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
 
 
 def _images(model: Deployed, data: str) -> UInt8[Tensor, "b 3 s s"]:
-    """Read images spread evenly over a data set. Raises RunError if none can be read."""
+    """Read images spread evenly over a data set. Raises UserError if it has none, RunError if none can be read."""
     from everclip.errors import RunError
     from everclip.inference import assess
 
-    images = assess.load(data, model).whole().spread(MOST)
+    images = assess.tested(assess.load(data, model)).spread(MOST)
     found, good = assess.decoded(images, model.clip).load(images.rows)
     if not good.any():
         raise RunError(f"not one of {len(images)} images of {data} can be read")

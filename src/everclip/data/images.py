@@ -118,6 +118,8 @@ class ImageSet:
 
     def spread(self, most: int) -> ImageSet:
         """Return at most so many of the images, at equal distances."""
+        if not len(self):
+            return self
         return self.select(np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)))
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:

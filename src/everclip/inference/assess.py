@@ -85,7 +85,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
     Raises:
         UserError: there are no images to test on.
     """
-    images = _images(found)
+    images = tested(found)
     known = set(model.names)
     unknown = [name for name in present(found, images) if name not in known]
     if not unknown:
@@ -98,10 +98,11 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
 
 def text_alone(clip: Clip, found: Dataset, pixels: Pixels | None = None) -> Answers:
     """Test a model's zero-shot classifier on a data set, among its classes. Raises UserError as ``examined``."""
-    return answers(zero_shot(clip.name, clip, found.class_names, found.templates), _images(found), pixels)
+    return answers(zero_shot(clip.name, clip, found.class_names, found.templates), tested(found), pixels)
 
 
-def _images(found: Dataset) -> ImageSet:
+def tested(found: Dataset) -> ImageSet:
+    """Return the images to test on. Raises UserError where there are none."""
     images = found.whole()
     if not len(images):
         raise UserError(f"{found.name} has no test images: give a folder with images")
@@ -134,7 +135,7 @@ def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
     Raises:
         UserError: a class that has images is not among the model's, or there are none.
     """
-    images = _images(found)
+    images = tested(found)
     label_of = dict(zip(model.names, model.labels, strict=True))
     unknown = [one for one in present(found, images) if one not in label_of]
     if unknown:
@@ -209,12 +210,12 @@ def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: st
         UserError: a class is on the wrong side.
     """
     others = load(spec, model)
-    both = [name for name in present(others, _images(others)) if name in model.names]
+    both = [name for name in present(others, tested(others)) if name in model.names]
     if both:
         raise UserError(f'--unknown {spec} has images of "{both[0]}", which {model.spec} knows: leave it out')
     judge = Judge(model, available(model))
     known = known if given is None else labelled(model, given, f"--data {given.name}")
-    sets = (known, _images(others))
+    sets = (known, tested(others))
     one, other = (judged_all(model, judge, images, decoded(images, model.clip))[1] for images in sets)
     scores = {
         name: {"auroc": auroc(mine, theirs), "fpr95": fpr95(mine, theirs)}
