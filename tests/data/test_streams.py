@@ -241,6 +241,16 @@ def test_labelled_lists_are_learned_by_time_or_task_where_they_have_them(dated: 
     assert [(task.name, len(task.train)) for task in tasks()] == [("first", 6), ("then", 6)]
 
 
+@pytest.mark.parametrize("kind", ["time", "data-incremental"])
+def test_test_images_of_a_time_that_two_parts_have_go_to_the_first(dated: Path, kind: str) -> None:
+    """Times may be as coarse as years: here that of the first seven days, which ends in the second part."""
+    text = re.sub(r"2024-05-0[1-7]$", "2024-05-04", dated.read_text(), flags=re.MULTILINE)
+    dated.write_text(text)
+    tasks = cut(data.load(f"csv:{dated}", "time"), kind, tasks=3)
+    assert [len(task.train) for task in tasks] == [4, 4, 4]
+    assert [sorted(days_of(task.test)) for task in tasks] == [[3, 6], [9], [12, 15, 18]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

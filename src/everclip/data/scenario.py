@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from everclip.data.images import ImageSet, joined
+from everclip.data.images import Dataset, ImageSet, joined
 from everclip.data.prompts import clean
 from everclip.errors import UserError, suggest
 from everclip.seeding import generator, hash64
@@ -140,6 +141,21 @@ def first_met(parts: Sequence[ImageSet], test: ImageSet, names: Sequence[str]) -
         known |= set(new)
         tasks.append(Task(index, name, tuple(classes), train, test.of_classes(new)))
     return tasks
+
+
+def by_time(data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Cut the training images, in the order of their times, into ``count`` parts of equally many.
+
+    Returns:
+        positions of each part's training images; and int64 ``[n]``, the part of each test image: the first that ends
+        at its time or later, else the last.
+    """
+    assert data.times is not None
+    times = data.times[data.train.rows]
+    order = np.lexsort([data.train.ids, times])  # where times are equal, not by the data's order
+    parts = np.array_split(order, count)
+    ends = [times[part].max() for part in parts[:-1]]
+    return parts, np.searchsorted(ends, data.times[data.test.rows])
 
 
 def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:

@@ -3,8 +3,9 @@
 A task is what the data names in its column `task` (or `domain`), or a part of the images in the order of their column
 `time`, or an equal part of them at random. scenario.by says which; auto takes the first of these that the data has.
 scenario.tasks is the number of parts, scenario.order the seed of a random cut; named tasks are learned in the order
-that the data gives, which scenario.order can list. Each test image belongs to the task of its time, or to a part at
-random. This is the scenario of images with captions, where a task's test images are searched by its captions.
+that the data gives, which scenario.order can list. Each test image belongs to the first part that ends at its time or
+later, or to a part at random. This is the scenario of images with captions, where a task's test images are searched by
+its captions.
 
     everclip train data=csv:pairs.csv method=gcl scenario.kind=data-incremental
     everclip train data=csv:pairs.csv method=gcl scenario.kind=data-incremental scenario.by=parts scenario.tasks=5
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from everclip.data.images import Dataset, ImageSet
-from everclip.data.scenario import Task
+from everclip.data.scenario import Task, by_time
 from everclip.data.scenarios import Scenario, ScenarioConfig
 from everclip.data.scenarios.domain_incremental import domain_order, of_domains
 from everclip.data.sources import TASKS
@@ -86,10 +87,7 @@ class DataIncremental(Scenario):
         """Return positions of each part's training images, equally many, and of the test images of the same time."""
         if data.times is None:
             raise UserError(f"{data.name} has no times: fill a column time, or use scenario.by=parts")
-        times = data.times[data.train.rows]
-        train = np.array_split(np.lexsort((data.train.ids, times)), count)
-        begins = np.array([times[part].min() for part in train[1:]])
-        part = np.searchsorted(begins, data.times[data.test.rows], side="right")
+        train, part = by_time(data, count)
         return train, [np.flatnonzero(part == number) for number in range(count)]
 
 

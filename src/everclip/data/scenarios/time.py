@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from everclip.data.images import Dataset
-from everclip.data.scenario import Task
+from everclip.data.scenario import Task, by_time
 from everclip.data.scenarios import Scenario
 from everclip.errors import UserError
 
@@ -38,11 +38,8 @@ class Time(Scenario):
             raise UserError("scenario.kind=time cuts equal periods: use a number as scenario.tasks")
         if count > len(data.train):
             raise UserError(f"scenario.tasks={count} for {len(data.train)} training images: use fewer")
-        when = data.times[data.train.rows]
-        order = np.lexsort([data.train.ids, when])  # where times are equal, not by the list's order
-        parts = [data.train.select(part) for part in np.array_split(order, count)]
-        ends = [data.times[part.rows].max() for part in parts]
-        period = np.searchsorted(ends[:-1], data.times[data.test.rows])
+        positions, period = by_time(data, count)
+        parts = [data.train.select(part) for part in positions]
         tasks: list[Task] = []
         known: dict[int, int] = {}
         for index, part in enumerate(parts):
