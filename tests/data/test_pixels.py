@@ -80,11 +80,20 @@ def test_every_mode_becomes_rgb() -> None:
     assert np.asarray(to_rgb(few)).max() == 1
 
 
+def test_an_infinite_value_is_white_and_leaves_the_others_as_they_are() -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    plain = np.asarray(to_rgb(Image.fromarray(values)))[..., 0]
+    values[0, :2] = np.inf, -np.inf
+    found = np.asarray(to_rgb(Image.fromarray(values)))[..., 0]
+    assert found[0, :2].tolist() == [255, 0]
+    np.testing.assert_array_equal(found.ravel()[2:], plain.ravel()[2:])
+
+
 def at_once(image: Image.Image) -> np.ndarray:
     """A deep picture in 8 bits as the whole of it was converted, with five copies in float64."""
     grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
     tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    top = next((top for top in tops if grey.max() <= top), tops[-1])
+    top = next((top for top in tops if grey[grey < 1e300].max(initial=0) <= top), tops[-1])
     return (grey.clip(0, top) * (255 / top)).astype(np.uint8)
 
 

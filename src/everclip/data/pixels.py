@@ -35,7 +35,8 @@ _BAND = 1 << 18
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any PIL image as 8-bit RGB: transparency on white, NaN black, 16-bit grey and floats of 0..1 scaled."""
+    """Return any PIL image as 8-bit RGB: transparency on white, NaN black, 16-bit grey and floats of 0..1 scaled,
+    infinite values white."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scaled(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -54,9 +55,9 @@ def _scaled(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
         # A band at a time: in float64 the whole picture, and a copy for each step, takes 30 bytes a pixel.
         for start in range(0, image.height, tall):
             band = image.crop((0, start, image.width, min(start + tall, image.height)))
-            yield start, np.nan_to_num(np.asarray(band, dtype=np.float64))
+            yield start, np.nan_to_num(np.asarray(band, dtype=np.float64), posinf=np.inf)
 
-    highest = max(band.max() for _, band in bands())
+    highest = max(band.max(initial=0, where=band < np.inf) for _, band in bands())
     top = next((top for top in tops if highest <= top), tops[-1])
     grey = np.empty((image.height, image.width), dtype=np.uint8)
     for start, band in bands():
