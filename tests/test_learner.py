@@ -15,7 +15,7 @@ from PIL import Image
 import everclip
 from everclip.cli.app import main
 from everclip.data.gathered import Encoded
-from everclip.data.given import several
+from everclip.data.given import checked, encoded, several
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.system import progress
@@ -183,6 +183,7 @@ def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
         (torch.zeros(8, 8, dtype=torch.uint8), ["a"] * 8, "images is one image"),
         ([np.zeros((0, 4, 3), np.uint8)], ["a"], "image 0 has no pixels: leave it out"),
         ([picture((9, 9, 9), 1)] * 3, "cat", 'labels is one text, "cat": give a list'),
+        ([picture((9, 9, 9), 1)], np.array("cat"), 'labels is one ndarray, "cat": give a list'),
         ([picture((9, 9, 9), 1)], [None], "label 0 is missing: give one class name per image"),
         ([picture((9, 9, 9), 1)], np.array([np.nan]), "label 0 is missing"),
         ([picture((9, 9, 9), 1)], [[0]], "label 0 is a list"),
@@ -199,6 +200,7 @@ def test_what_is_no_image_is_said(images: Any, labels: Any, message: str, learne
         (Path("a.png"), "one image"),
         (picture((9, 9, 9), 1), "one image"),
         (iter(["a.png"]), "a list_iterator"),
+        (np.array(Path("a.png"), dtype=object), "a ndarray"),
     ],
 )
 def test_what_is_no_list_of_images_is_said(images: Any, what: str) -> None:
@@ -334,6 +336,34 @@ def test_it_learns_features_grows_saves_and_loads(tmp_path: Path) -> None:
     assert left.learn(features=found, labels=labels).classes == ["a", "c", "d", "e", "b"]
 
 
+def test_features_may_be_tensors_of_any_float() -> None:
+    values = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = encoded(values.float().numpy(), 8)
+    for one in (values, values.double(), values.float().requires_grad_()):
+        assert encoded(one, 8) == wanted
+    assert encoded(values.tolist(), 8) == wanted
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([[1.0, 2.0], [3.0]], r"features are no array \(.*\): give floats \[n, d\]"),
+        (torch.zeros(2, 8, dtype=torch.int64), r"features are int64 \[2, 8\]: give floats \[n, 8\]"),
+        (np.array(3.0), "features is a ndarray without rows: give floats"),
+    ],
+)
+def test_what_is_no_array_of_features_is_said(features: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        everclip.Learner("features:8", progress=False).learn(features=features, labels=["a", "b"])
+
+
+def test_what_has_no_length_is_said() -> None:
+    with pytest.raises(UserError, match='labels is one int, "5": give a list, one class name per image'):
+        checked(["a.png"], 5)
+    with pytest.raises(UserError, match="features is a float without rows: give floats"):
+        checked(0.5, ["a"])
+
+
 def test_it_holds_the_images_that_it_keeps_alone() -> None:
     def held() -> int:
         gc.collect()
@@ -341,7 +371,7 @@ def test_it_holds_the_images_that_it_keeps_alone() -> None:
 
     before = held()
     learner = everclip.Learner("features:8", progress=False, exemplars=4)
-    for seed in range(3):
+    for seed in range(2):
         found, labels = rows(["a", "b"], seed)
         learner.learn(features=found, labels=labels)
         assert held() - before == 8

@@ -42,7 +42,7 @@ from everclip.updating.versions import write_next
 Images = Sequence[Any] | np.ndarray | Tensor | Dataset
 Labels = Sequence[Any] | np.ndarray | Tensor
 """Class names, or numbers, one per image."""
-Features = np.ndarray
+Features = Sequence[Any] | np.ndarray | Tensor
 """Floats ``[n, d]``."""
 ENOUGH = 256
 """Largest number of images that ``partial_fit`` collects before learning."""

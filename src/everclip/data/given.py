@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from everclip.data.formats.features import in_float32
@@ -31,9 +32,18 @@ def several(images: Any) -> None:
     one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OU"):
         one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (3, 4))
-    if one or not isinstance(images, Sized):
+    if one or not _sized(images):
         what = "one image" if one else f"a {type(images).__name__}"
         raise UserError(f"images is {what}: give a list of images, or an array [n, h, w, 3]")
+
+
+def _sized(value: Any) -> bool:
+    """Return whether a value has a length; an array of no dimensions has none."""
+    try:
+        len(value)
+    except TypeError:
+        return False
+    return True
 
 
 def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = None) -> ImageSet:
@@ -47,7 +57,7 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
 def encoded(images: Any, width: int | None = None) -> list[bytes]:
     """Return images as the files they are, else as PNG files; with a width, float32 rows. Raises UserError."""
     if width is not None:
-        rows = np.asarray(images)
+        rows = _array(images)
         if rows.dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != width:
             raise UserError(f"features are {rows.dtype} {list(rows.shape)}: give floats [n, {width}]")
         rows, good = in_float32(rows)
@@ -55,6 +65,19 @@ def encoded(images: Any, width: int | None = None) -> list[bytes]:
             raise UserError(f"row {int(good.argmin())} of features is not finite in float32: leave it out")
         return [row.tobytes() for row in rows]
     return [_bytes(image, number) for number, image in enumerate(images)]
+
+
+def _array(features: Any) -> NDArray[Any]:
+    """Return what is given as an array of numpy's. Raises UserError where it is none."""
+    if isinstance(features, torch.Tensor):
+        features = features.detach().cpu()
+        features = features.float() if features.dtype == torch.bfloat16 else features  # which numpy lacks
+    try:
+        return np.asarray(features)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"features are no array ({str(error).splitlines()[0]}): give floats [n, d]"
+        ) from error
 
 
 def _bytes(image: Any, number: int) -> bytes:
@@ -83,8 +106,11 @@ def _bytes(image: Any, number: int) -> bytes:
 
 def checked(images: Any, labels: Any) -> list[str]:
     """Return labels, texts or numbers, as names. Raises UserError where there is not one for each image."""
-    if isinstance(labels, str):
-        raise UserError(f"labels is one text, {shown(labels)}: give a list, one class name per image")
+    if not _sized(images):
+        raise UserError(f"features is a {type(images).__name__} without rows: give floats [n, d]")
+    if isinstance(labels, str) or not (labels is None or np.iterable(labels)):
+        what = "text" if isinstance(labels, str) else type(labels).__name__
+        raise UserError(f"labels is one {what}, {shown(str(labels))}: give a list, one class name per image")
     names = [] if labels is None else [_name(label, number) for number, label in enumerate(labels)]
     if len(names) != len(images) or not len(images):
         raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
