@@ -181,6 +181,17 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, source: str, link: 
         assert "out" in data.load(f"{source}:{root}").class_names, "links that stay inside are followed"
 
 
+def test_a_domain_without_test_pictures(tmp_path: Path) -> None:
+    domain_folder(tmp_path / "train", 2, 2)
+    domain_folder(tmp_path / "test", 2, 2, 1)
+    for path in (tmp_path / "test" / "domain1").rglob("*.png"):
+        path.unlink()
+    message = 'domain "domain1" of .* has no test images: add some, or leave it out'
+    with pytest.raises(UserError, match=message):
+        data.load(f"domainfolder:{tmp_path}", "domain-incremental")
+    assert len(data.load(f"domainfolder:{tmp_path}").test) == 2
+
+
 @pytest.mark.parametrize("name", ["classnames.txt", "templates.txt"])
 @pytest.mark.parametrize("source", ["imagefolder", "domainfolder", "csv"])
 def test_names_and_templates_that_link_out_of_the_folder(tmp_path: Path, source: str, name: str) -> None:

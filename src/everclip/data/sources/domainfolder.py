@@ -18,6 +18,7 @@ from everclip.data.formats.folders import (
     split_of,
     subfolders,
 )
+from everclip.data.formats.tables import check_domains
 from everclip.data.images import Dataset
 from everclip.data.sources import Source
 from everclip.errors import UserError
@@ -49,6 +50,8 @@ class DomainFolder(Source):
             for folder in subfolders(root / f"{test}{domain}"):
                 files = image_files(root, f"{test}{domain}/{folder}")
                 found += [(key, domain, folder, True) for key in files]
+        if kind == "domain-incremental":
+            check_domains(str(root), [domain for _, domain, *_ in found], [is_test for *_, is_test in found])
         parts_ = [train] if test is None else [train, test]
         places = [f"{part}{domain}" for part in parts_ for domain in ("", *domains)]
         least = 1 if kind == ADDITION else 2
