@@ -13,7 +13,7 @@ import pytest
 from everclip import data
 from everclip.config.sections import Scenario
 from everclip.data import scenarios
-from everclip.data.images import Dataset, ImageSet
+from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, in_pieces, seen
 from everclip.errors import UserError
 from tests.pictures import domain_folder, image_folder, picture
@@ -116,6 +116,14 @@ def test_a_blurry_stream_has_images_in_each_task(source: Dataset) -> None:
         cut(few, "blurry", tasks=6, disjoint=0.0, blurry=1.0)
 
 
+def test_blurry_tasks_are_no_more_than_classes(source: Dataset) -> None:
+    for disjoint in (0.0, 0.5):
+        with pytest.raises(UserError, match="tasks=7 but there are 6 classes: use at most 6"):
+            cut(source, "blurry", tasks=7, disjoint=disjoint)
+    with pytest.raises(UserError, match="disjoint leaves 3 mixed classes for 6 tasks: lower it"):
+        cut(source, "blurry", tasks=6, disjoint=0.5)
+
+
 def test_a_blurry_stream_is_equal_in_size_unless_it_is_stochastic(source: Dataset) -> None:
     even = cut(source, "blurry", tasks=3, stochastic=False)
     assert [len(task.train) for task in even] == [2 * EACH] * 3
@@ -143,6 +151,16 @@ def test_online_passes_once_in_pieces(source: Dataset) -> None:
     assert scenario.once
     assert scenario.any_time
     assert scenario.sizes(6 * EACH, 6, [])[1] == [2] * 3 + [4] * 3 + [6] * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(10, [10]), (30, [20, 10]), (50, [20, 30]), (70, [20, 20, 20, 10])]
+)
+def test_of_half_a_piece_the_even_number_of_pieces_is_made(count: int, sizes: list[int]) -> None:
+    rows = np.arange(count, dtype=np.int64)
+    images = ImageSet(FileStore(Path(), [""] * count), rows, np.zeros_like(rows), np.zeros_like(rows), rows)
+    pieces = in_pieces([Task(0, "all", (0,), images, images.select(rows[:0]))], 20, 0)
+    assert [len(piece.train) for piece in pieces] == sizes
 
 
 def test_a_short_rest_goes_with_the_piece_before(source: Dataset) -> None:

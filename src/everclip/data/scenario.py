@@ -161,7 +161,8 @@ def by_time(data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], NDArray
 def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
     """Return each task's training images in a random order, cut into pieces of ``every`` images, each a task.
 
-    A piece of fewer images than half of that goes with the one before.
+    There are as many pieces as it has images over ``every``, rounded (a half to the even number), but at least one; the
+    last takes what is left.
     """
     parts, names = [], []
     for task in tasks:

@@ -90,6 +90,7 @@ class Blurry(Scenario):
 
     def _homes(self, labels: list[int], count: int, draw: np.random.Generator) -> NDArray[np.int64]:
         """Return the task of each label, ``[c]``. Raises UserError where a task would have none."""
+        task_sizes(len(labels), count)  # refuses more tasks than classes, whatever the options
         disjoint = self._disjoint(len(labels))
         mixed = len(labels) - disjoint
         if mixed < count and (self.config.stochastic or disjoint < count):
