@@ -16,8 +16,8 @@ _FILES = {".csv": "csv", ".tsv": "csv", ".npz": "features"}
 def spec_of(text: str) -> str:
     """Return ``SOURCE:PATH`` for an existing folder or file given alone; any other text as it is.
 
-    A folder of domain folders that hold the same classes is a ``domainfolder``, any other an ``imagefolder``. A file
-    is known by its ending. The name of a shipped source always means that source.
+    A folder that ``are_domains`` calls one of domains is a ``domainfolder``, any other an ``imagefolder``. A file is
+    known by its ending. The name of a shipped source always means that source.
     """
     if text.partition(":")[0] in plugins.names("data/sources"):
         return text
