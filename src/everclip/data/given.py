@@ -132,7 +132,7 @@ def _name(label: Any, number: int) -> str:
 
 def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
     """Return encoded images as a data set to learn; ``width`` as in ``table``."""
-    classes = list(dict.fromkeys(names))
-    given = table(contents, [classes.index(name) for name in names], width)
+    label_of = {name: label for label, name in enumerate(dict.fromkeys(names))}
+    given = table(contents, [label_of[name] for name in names], width)
     nothing = given.select(np.zeros(0, dtype=np.int64))
-    return Dataset("the images", tuple(classes), ("",), given, nothing, (PHOTO,))
+    return Dataset("the images", tuple(label_of), ("",), given, nothing, (PHOTO,))

@@ -95,7 +95,8 @@ def shares(budget: int, owned: Sequence[int], weights: Sequence[Fraction]) -> li
 
 
 def _largest_remainder(total: int, weights: Sequence[Fraction]) -> list[int]:
-    exact = [total * weight / sum(weights) for weight in weights]
+    every = sum(weights)
+    exact = [total * weight / every for weight in weights]
     whole = [int(value) for value in exact]
     order = sorted(range(len(exact)), key=lambda i: (exact[i] - whole[i], i), reverse=True)
     for i in order[: total - sum(whole)]:
