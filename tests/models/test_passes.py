@@ -209,6 +209,23 @@ def test_checkpointed_blocks_run_twice_and_give_the_same(name: str, count: int, 
     assert close(twice[1], plain[1])
 
 
+@pytest.mark.parametrize("name", ["cmoa", "coda_prompt", "mg_clip", "moe_adapters"])
+def test_hooks_inside_blocks_refuse_checkpoints(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    """They are gone when the backward pass comes to run the blocks again."""
+    with pytest.raises(
+        UserError, match=r"^train\.checkpointing=true runs blocks twice, but the method looks"
+    ):
+        run(tmp_path / "run", f"data={photos}", f"model={toy}", f"method={name}", "train.checkpointing=true")
+
+
+@pytest.mark.parametrize("name", ["memo", "vis"])
+def test_hooks_on_whole_blocks_or_without_gradients_are_checkpointed(
+    name: str, tmp_path: Path, toy: str, photos: str
+) -> None:
+    words = (f"data={photos}", f"model={toy}", f"method={name}", "memory.budget=12")
+    assert run(tmp_path / "run", *words, "train.checkpointing=true")["optimizer_steps"] > 0
+
+
 def test_a_hugging_face_text_tower_is_checkpointed() -> None:
     clip = zoo.load("lite")
     assert len(blocks(clip.model)) == 7 + 6

@@ -57,7 +57,9 @@ class Passes:
             raise UserError("train.compile=true gains nothing on a CPU: leave it out, or use device=cuda")
         for block in blocks(clip.model):
             forward = compiled(block) if train.compile else block.forward
-            self._forwards.append((block, partial(again, forward) if train.checkpointing else forward))
+            self._forwards.append(
+                (block, partial(_twice, block, forward) if train.checkpointing else forward)
+            )
 
     @contextmanager
     def open(self, batch: Batch) -> Iterator[None]:
@@ -102,6 +104,17 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
     """Return the forward pass of a block, compiled at its first call; blocks of one kind share the result."""
     return torch.compile(block.forward, backend=backend)
+
+
+def _twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return a block's output, which the backward pass computes again, without the hooks that a method has removed.
+
+    Raises UserError where a method has hooks inside the block; on the block itself they run once, around both.
+    """
+    if torch.is_grad_enabled():
+        for part in block.children():
+            unwatched(part, "train.checkpointing=true runs blocks twice")
+    return again(forward, *args, **kwargs)
 
 
 def _replace(
