@@ -15,6 +15,7 @@ from everclip.models.tunings import tuning_of
 from tests.methods.closed import near
 from tests.methods.plain import PROMPTS, batch
 from tests.methods.stages import Course, state
+from tests.methods.stages import batch as images
 
 Z = torch.tensor([[1, 0], [0.6, 0.8]], dtype=torch.float64)
 TEXT = torch.tensor([[0.8, 0.6], [0, 1]], dtype=torch.float64)
@@ -35,6 +36,8 @@ def test_golden_losses() -> None:
     near(spu().loss(features, batch([0, 1]), Phase("score"))["norm"], 110.08)
     near(spu().loss(features, batch([0, 1]), Phase())["clip"], 0.89211807)
     assert spu().loss(features, batch([1, 1]), Phase())["clip"] == 0
+    near(spu().loss(features, batch([1, 1]), Phase("score"))["norm"], 110.08)
+    assert spu(score="paper").loss(features, batch([1, 1]), Phase("score"))["clip"] == 0
     logits = torch.tensor([[3.0, 3.0], [2.0, 2.0]])
     target = torch.arange(2)
     sides = [nn.functional.cross_entropy(rows, target) for rows in (logits, logits.T)]
@@ -98,6 +101,26 @@ def test_a_task_changes_few_entries(course: Course) -> None:
     course.leave(task)
     assert method.state_bytes() == 0
     assert not any(p._backward_hooks for p in course.clip.model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "trains"), [("code", True), ("paper", False)])
+def test_a_task_of_one_class_changes_no_more(kind: str, trains: bool, toy: str, photos: str) -> None:
+    """Its images alone are scored, all of one class; it trains on exemplars of another one too."""
+    options = ("scenario.tasks=6", "method=spu", f"method.score={kind}")
+    course = Course.of(f"data={photos}", f"model={toy}", *options).learn(0)
+    task = course.enter(1)
+    method, before = course.method, state(course.clip.model)
+    score, train = course.learner.phases(task)
+    course.step(course.update(score), images([*task.classes] * 4), score)
+    method.after_step(course.clip)
+    course.phase(task, train, 1)
+    method.after_step(course.clip)
+    moved = {name: (value != before[name]).sum().item() for name, value in state(course.clip.model).items()}
+    for name, count in moved.items():
+        if name.endswith("c_fc.weight"):
+            assert (0 < count <= int(0.1 * before[name].numel())) if trains else count == 0
+        elif name.endswith("c_fc.bias") or name == "visual.proj":
+            assert count > 0, "as the batch has two classes"
 
 
 def test_the_gradients_of_a_batch_by_hand(course: Course) -> None:

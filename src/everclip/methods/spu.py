@@ -11,7 +11,8 @@ projection train whole. Before a task its images are read once without a change 
 
 Z and T are features of images and captions, s the fixed logit scale. The code's gradients are never reset, so that
 early batches weigh more, and it stops after a quarter of them (`score_share`). Weight decay shrinks in the code also
-what the mask leaves out (`decay=all`). A batch of one class has nothing to learn from and is left out (ours).
+what the mask leaves out (`decay=all`). A batch of one class has nothing to learn from and is left out (ours), but the
+code's score reads it. A matrix that no batch has scored does not train.
 
     Parameters  none
     State       none; in a task masks, scores and a copy of the candidates
@@ -105,10 +106,12 @@ class Spu(Kept):
 
     def watch(self, clip: Clip) -> None:
         """Read gradients, or mask them, from here on."""
-        self._ready = True
+        self._ready, scoring = True, self._phase.name == SCORE
         for name, value in self.candidates(clip).items():
             if value.requires_grad and value.ndim > 1 and name not in projection(clip.model.visual):
-                read = self._read if self._phase.name == SCORE else self._mask
+                if not scoring:  # what no gradient has scored stays as it is
+                    self.kept.setdefault(f"mask {name}", torch.zeros_like(value, dtype=torch.bool))
+                read = self._read if scoring else self._mask
                 self._hooks.append(value.register_hook(lambda g, name=name, read=read: read(name, g)))
 
     def _read(self, name: str, gradient: Tensor) -> None:
@@ -120,8 +123,7 @@ class Spu(Kept):
             self.kept[f"{part} {name}"] = gradient
 
     def _mask(self, name: str, gradient: Tensor) -> Tensor:
-        mask = self.kept.get(f"mask {name}")
-        return gradient if mask is None else gradient * mask
+        return gradient * self.kept[f"mask {name}"]
 
     def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
         if not self._ready:  # a hook needs a parameter that takes a gradient
@@ -131,12 +133,13 @@ class Spu(Kept):
         return pairs(clip, self.prompts, batch)
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
-        if "image" not in features or len(batch.labels.unique()) == 1:
-            return {"clip": torch.zeros_like(features["scale"])}
+        nothing = {"clip": torch.zeros_like(features["scale"])}
+        if "image" not in features:
+            return nothing
         image, text, scale = (features[name] for name in ("image", "text", "scale"))
         if phase.name == SCORE and self.config.score == "code":
             return {"norm": (scale * image @ text.T).square().sum(1).mean()}
-        return {"clip": clip_loss(image, text, scale)}
+        return nothing if len(batch.labels.unique()) == 1 else {"clip": clip_loss(image, text, scale)}
 
     @torch.no_grad()
     def after_step(self, clip: Clip) -> None:
