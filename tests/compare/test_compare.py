@@ -212,6 +212,18 @@ def test_a_deterministic_row_stands_at_every_seed_of_the_others(
     assert "†" not in text
 
 
+@pytest.mark.parametrize(("choice", "seeds"), [("gcv", 3), ("task", 1)])
+def test_the_options_of_a_wrapped_method_tell_whether_it_is_deterministic(
+    choice: str, seeds: int, tmp_path: Path
+) -> None:
+    """lam_choice=task holds out images by the seed, so that one run says nothing of another seed."""
+    for seed, last in enumerate((0.60, 0.80, 0.82)):
+        run_folder(tmp_path / f"gcl{seed}", last, seed=seed)
+    config = {"method.loss": "ridge", "method.options.lam_choice": choice}
+    run_folder(tmp_path / "ridge", 0.70, method="wise_ft", seed=1, memory_bytes=0, config=config)
+    assert rows(compared(tmp_path))["wise_ft"]["test"]["n"] == seeds
+
+
 def test_seeds_that_only_one_row_has_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,8 +303,28 @@ def test_a_method_without_randomness_has_one_result(name: str, tmp_path: Path, t
         assert seeded(*tokens, "method.adapt=clip") if adapts else name == "zero_shot"
 
 
-def test_a_random_layer_is_random(toy: str, photos: str) -> None:
-    assert seeded(f"data={photos}", f"model={toy}", "method=ridge", "method.expand=32")
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("ridge method.expand=32", True),
+        ("ridge method.lam_choice=task", True),
+        ("ridge method.lam_choice=seen", True),
+        ("ridge method.lam_choice=fixed", False),
+        ("ranpac method.width=0", True),
+        ("ranpac method.width=0 method.lam_choice=gcv", False),
+        ("layup method.lam_choice=task", True),
+        ("rail method.width=0", False),
+        ("vis method.hidden=0 method.width=0", True),
+        ("wise_ft method.loss=ranpac", True),
+        ("wise_ft method.loss=ridge", False),
+        ("wise_ft method.loss=ridge method.options.lam_choice=task", True),
+        ("joint method.loss=ridge method.options.lam_choice=task", True),
+    ],
+)
+def test_a_random_layer_and_images_held_out_are_random(
+    variant: str, expected: bool, toy: str, photos: str
+) -> None:
+    assert seeded(f"data={photos}", f"model={toy}", *f"method={variant}".split()) == expected
 
 
 @pytest.mark.parametrize("variant", [*slow_after(12, EVERY), *SLOW])

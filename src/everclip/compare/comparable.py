@@ -219,9 +219,14 @@ def seeded(run: Finished, recorded: bool = False) -> bool:
 
 def _ask(run: Finished) -> tuple[bool, bool]:
     """Return whether the method keeps no exemplar with a budget of one, and whether it depends on the seed."""
-    options = {key.removeprefix("method."): v for key, v in run.config.items() if key.startswith("method.")}
-    options = {key: value for key, value in options.items() if "." not in key}
-    return _ask_method(json.dumps({"name": run.method} | options))
+    tables: dict[str, dict[str, Any]] = {"": {"name": run.method}}
+    for key, value in run.config.items():
+        if key.startswith("method."):
+            # a table of its own holds options of a wrapped method
+            table, _, name = key.removeprefix("method.").rpartition(".")
+            tables.setdefault(table, {})[name] = value
+    own = tables.pop("")
+    return _ask_method(json.dumps(tables | own))
 
 
 @lru_cache(maxsize=256)

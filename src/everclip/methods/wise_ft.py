@@ -73,6 +73,10 @@ class WiseFt(Untrained):
         self.pretrained: nn.Module | None = None
         self._before: dict[str, Tensor] = {}
 
+    @property
+    def seeded(self) -> bool:
+        return self.inner.seeded
+
     def learner(self, task: Task) -> Method:
         return self.inner.learner(task)
 

@@ -102,7 +102,8 @@ class RidgeMethod(LinearStatistics):
 
     @property
     def seeded(self) -> bool:
-        return super().seeded or self.random_features > 0
+        held_out = self.options.choice in ("first", "task", "seen")  # images drawn by the seed
+        return super().seeded or self.random_features > 0 or held_out
 
     @property
     def exact(self) -> bool:
