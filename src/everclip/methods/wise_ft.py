@@ -69,7 +69,7 @@ class WiseFt(Untrained):
         options = options_of(config.loss, config.options, "method.options.")
         super().__init__(config, prompts)
         self.inner = method_class(config.loss).create(options, prompts)
-        self.capabilities = self.inner.capabilities
+        self.capabilities, self.passes = self.inner.capabilities, self.inner.passes
         self.pretrained: nn.Module | None = None
         self._before: dict[str, Tensor] = {}
 
