@@ -25,7 +25,7 @@ asked before they are added to the sums. `fusion_weight=0.5` fixes w, and holds 
 With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
 exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py). As
 exemplars fit too well what they have trained, its s is `follow_shrinkage`. A fifth of new images and exemplars trains
-nothing, and is asked.
+nothing, and is asked, without those of the first task, which have trained there.
 
     Parameters  none
     State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
@@ -123,7 +123,11 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Return, in later tasks, all but those that are asked afterwards which of the towers decides."""
+        """Return, in later tasks, all but a fifth, by id, which is asked afterwards which of the towers decides.
+
+        Exemplars of the first task in this fifth are not asked, as that task has trained on them: they neither train
+        again nor weigh the towers, and only show how features have moved.
+        """
         return images.ids % ASKED != 0 if FIRST in self.kept else super().trains_on(images)
 
     def follow(self, clip: Clip, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
