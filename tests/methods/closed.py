@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from everclip.data.loader import Batch
@@ -52,6 +53,12 @@ def give(method: Any, which: Sequence[int], labels: Sequence[int] = LABELS, weig
 
 def near(value: Tensor, expected: Any) -> None:
     assert_close(value, torch.tensor(expected, dtype=torch.float64), atol=2e-8, rtol=0)
+
+
+def on_apples_gpu(*shape: int) -> Tensor:
+    """A tensor of this shape without values: what meets it on another device is refused, as it would be there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.zeros(shape, device="mps")
 
 
 def pictures(count: int = 48, classes: int = 6) -> Batch:

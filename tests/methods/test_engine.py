@@ -18,7 +18,7 @@ from everclip.errors import UserError
 from everclip.losses.contrastive import clip_loss
 from everclip.methods.shared.described import compared
 from everclip.methods.shared.gaussian import Rule
-from tests.methods.closed import LABELS, QUERY, T, near
+from tests.methods.closed import LABELS, QUERY, T, near, on_apples_gpu
 from tests.methods.stages import Course
 
 IMAGES = torch.tensor([[1, 0], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
@@ -48,6 +48,12 @@ def test_golden_rule_of_the_code() -> None:
     for block in ([0, 1, 2, 3], [4, 5]):
         Rule(kept).add(6, T[block], torch.tensor(LABELS)[block], running=True)
     near(kept["rule mixed"], [[120.84144042, 23.43613405], [23.43613405, 84.95661648]])
+
+
+def test_the_rule_of_rows_on_apples_gpus_is_beside_them() -> None:
+    kept: dict[str, Tensor] = {}
+    Rule(kept).add(6, on_apples_gpu(4, 2), on_apples_gpu(4).long())
+    assert {value.device.type for value in kept.values()} == {"cpu"}, "there is no fp64"
 
 
 @pytest.mark.parametrize("scale", ["log", "exp"])

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from everclip.methods.shared.gaussian import correlation, covariance, inverse, spread
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from tests.methods.closed import by_class, learn, make, near, pictures, scores
+from tests.methods.closed import by_class, learn, make, near, on_apples_gpu, pictures, scores
 
 FIRST = torch.tensor([[1, 0], [0.8, 0.6], [0.6, 0.8]], dtype=torch.float64)
 SECOND = torch.tensor([[0, 1], [-0.6, 0.8], [0.28, 0.96]], dtype=torch.float64)
@@ -71,6 +71,15 @@ def test_a_class_that_comes_again(clip: Clip) -> None:
     assert_close(mixed, torch.tensor(-0.09020573, dtype=torch.float64), atol=1e-6, rtol=0)
     together = np.cov(torch.cat([FIRST, SECOND]).T)
     assert_close(pooled.kept["0"].double(), torch.from_numpy(together), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("again", ["average", "pooled"])
+def test_covariances_kept_on_apples_gpus_meet_sums_beside_them(again: str, clip: Clip) -> None:
+    """Such a GPU has no fp64, so that sums stand on the CPU; kept fp32 matrices move with the model."""
+    method = of_rows(clip, FIRST, again=again)
+    method.kept["0"] = on_apples_gpu(2, 2)
+    method.include(0, SECOND)
+    assert (method.kept["0"].device.type, method.kept["0"].dtype) == ("cpu", torch.float32)
 
 
 def test_one_image_of_a_class_has_the_covariance_of_the_others(clip: Clip) -> None:

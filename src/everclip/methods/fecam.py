@@ -84,15 +84,16 @@ class Fecam(Kept, Statistics):
             if new > 1:
                 self.keep(str(label), covariance(rows), 0.5)
             return
-        mean = self.sums[label] / before
-        old = self.kept.get(str(label), rows.new_zeros(rows.shape[1], rows.shape[1])).double()
+        mean, width = self.sums[label] / before, rows.shape[1]
+        old = self.kept.get(str(label), rows.new_zeros(width, width)).to(rows.device).double()
         both = Gaussian(before, mean, old).with_rows_of(Gaussian.of(rows))
         self.kept[str(label)] = both.sigma.float()
 
     def keep(self, name: str, sigma: Float64[Tensor, "d d"], share: float) -> None:
         """Mix a covariance with the one before, if there is one, of which ``share`` stays."""
         old = self.kept.get(name)
-        self.kept[name] = (sigma if old is None else share * old + (1 - share) * sigma).float()
+        mixed = sigma if old is None else share * old.to(sigma.device) + (1 - share) * sigma
+        self.kept[name] = mixed.float()
 
     def precision(self, sigma: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
         """Return pinv of the correlations of a covariance, shrunk as the options say."""

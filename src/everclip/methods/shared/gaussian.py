@@ -150,7 +150,8 @@ class Rule:
         self, classes: int, rows: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], running: bool = False
     ) -> None:
         """Add the images of a task; with ``running`` the mixed L as well."""
-        rows, labels = exact(rows), labels.to(rows.device)
+        rows = exact(rows)
+        labels = labels.to(rows.device)
         task = Sums.empty(classes, rows.shape[1], device=rows.device)
         task.add_(rows, labels)
         if "rule gram" not in self.kept:
