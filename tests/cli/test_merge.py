@@ -15,6 +15,7 @@ from everclip.inference import merge
 from everclip.inference.merge import Tried, best
 from everclip.inference.model import open_model
 from everclip.models import zoo
+from everclip.serving.current import Current, Source
 from tests.cli.conftest import Say
 from tests.learned import held_out, learned, unlearned
 from tests.toy import toy_clip
@@ -49,6 +50,19 @@ def test_every_weight_is_between_both(run: Path, toy: str, tmp_path: Path, say: 
     model, learned_one = open_model(str(tmp_path / "m")), open_model(str(run))
     assert (model.names, model.templates) == (learned_one.names, learned_one.templates)
     assert json.loads((tmp_path / "m" / "everclip.json").read_text())["settings"]["model"] == toy
+
+
+def test_a_server_tells_two_shares_apart(run: Path, tmp_path: Path, say: Say) -> None:
+    """Only their weights differ, not their cards."""
+    current = tmp_path / "current"
+    for name, alpha in (("m1", 0.25), ("m2", 0.75)):
+        assert say("merge", run, "--with", "zero-shot", "--alpha", alpha, "-o", tmp_path / name)[0] == 0
+    current.symlink_to("m1")
+    served = Current(Source(str(current)), [].append)
+    current.unlink()
+    current.symlink_to("m2")
+    served.look()
+    assert served.now.name == "m2"
 
 
 @pytest.mark.parametrize("alpha", [0, 1])

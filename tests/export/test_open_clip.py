@@ -15,6 +15,7 @@ from everclip.errors import RunError, UserError
 from everclip.export import export, formats, new_folder
 from everclip.export import open_clip as ours
 from everclip.inference.model import open_model
+from everclip.system.checkpoint import verify
 from tests.learned import learned
 
 
@@ -42,9 +43,12 @@ def test_open_clip_loads_it(toy: str, photos: str, tmp_path: Path, tokens: tuple
             cosines.double(), torch.from_numpy(model.logits(drawn(32))), atol=1e-4, rtol=0
         )
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
-        "open_clip_config.json", "open_clip_model.safetensors", "everclip.json", "README.md",
+        "open_clip_config.json", "open_clip_model.safetensors", "everclip.json", "README.md", "manifest.json",
         *(() if model.reads_text else ("method.pt",)),
     }  # fmt: skip
+    verify(tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("completed by a person\n")
+    assert open_model(str(tmp_path / "m")).names == model.names
 
 
 def test_a_folder_that_open_clip_reads_otherwise_is_refused(

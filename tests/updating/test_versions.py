@@ -111,8 +111,8 @@ def test_a_version_of_links_is_kept_as_files(versions: Path) -> None:
 def test_links_of_a_model_folder_are_not_followed(versions: Path) -> None:
     """A stranger's folder may have one to anything."""
     assert main(["export", str(versions / "v1"), "-o", str(versions / "x")]) == 0
+    (versions / "x" / checkpoint.MANIFEST).unlink()  # as an earlier release exported it
     folder = snapshot(versions / "x", versions / "cache")
-    assert not (folder / checkpoint.MANIFEST).exists()
     (versions / "secret").write_text("secret")
     (folder / "notes").symlink_to(versions / "secret")
     state = begin(str(folder))

@@ -33,6 +33,7 @@ def merge(
     """
     from everclip.inference import merge
     from everclip.inference.model import save
+    from everclip.system import checkpoint
     from everclip.system.atomic import new_folder
     from everclip.training.disk import on_disk
 
@@ -45,7 +46,7 @@ def merge(
         shares = merge.GRID if share is None else (share,)
         tried = [merge.try_share(models, value, sets) for value in shares] if sets else []
         chosen = merge.best(tried).alpha if share is None else share
-        save(models.mixed(chosen), folder)
+        checkpoint.fill(folder, lambda where: save(models.mixed(chosen), where))
     result = {
         "with": models.other_name,
         "alpha": chosen,

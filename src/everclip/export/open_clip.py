@@ -4,6 +4,7 @@ open_clip_config.json, open_clip_model.safetensors     the towers
 everclip.json                                          classes, prompts, temperature
 method.pt                                              only if something other than the text tower classifies
 config.json, tokenizer.json, ...                       of a Hugging Face text tower
+manifest.json                                          SHA-256 of each of these, by which a server knows a new model
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from everclip.inference.model import Deployed, open_model, save
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 from everclip.models.savable import CONFIG_FILE
+from everclip.system import checkpoint
 
 PROMPTS = ("a photo of a cat.", "b")
 TOLERANCE = 1e-4
@@ -41,7 +43,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """
     if model.plan is not None and model.labels != seen(model.plan.tasks):
         raise UserError("--classes is for --format onnx, or a model that has learned nothing: leave it out")
-    save(model, folder)
+    checkpoint.fill(folder, lambda where: save(model, where))
     checked = {"everclip": _compare_reopened(model, folder, pictures)}
     encoder, notes = model.encoder, []
     if not model.reads_text:
