@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from open_clip import CustomTextCLIP
+from open_clip.tokenizer import HFTokenizer
 
 from everclip.cli.export import drawn
 from everclip.errors import UserError
@@ -16,7 +19,9 @@ from everclip.export.shared.session import as_input, opened
 from everclip.inference.model import Deployed, open_model, zero_shot
 from everclip.metrics.calibration import probabilities
 from everclip.models import zoo
+from everclip.models.clip import Clip
 from tests.learned import learned
+from tests.toy import MODEL_CFG
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -94,6 +99,28 @@ def test_lite_has_a_text_tower_of_hugging_face(tmp_path: Path) -> None:
     (text,) = run(tmp_path / "m", "text", tokens=given["input_ids"].astype(np.int64))
     with torch.no_grad():
         np.testing.assert_allclose(text, model.encoder.encode_text(TEXTS), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_hugging_face_before_a_tower_of_open_clip(tmp_path: Path) -> None:
+    """As SigLIP and CLIPA have it; here short of its cleaning, which ``checked`` does not do."""
+    words = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "[PAD]"]
+    tokenizer = transformers.BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+    tokenizer.save_pretrained(tmp_path / "words")
+    text = {"context_length": 16, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1, "pool_type": "last"}
+    config: dict[str, Any] = MODEL_CFG | {"text_cfg": text | {"no_causal_mask": True}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = CustomTextCLIP(**config)
+    model.visual.preprocess_cfg = {"size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.3, 0.3, 0.3)}
+    hugging = HFTokenizer(str(tmp_path / "words"), context_length=16)
+    config["text_cfg"] |= {"hf_tokenizer_name": "org/words", "tokenizer_kwargs": {"strip_sep_token": False}}
+    deployed = zero_shot("tiny", Clip(model, config, hugging, "tiny"), ["red", "blue"], ["a {}"])
+    export(deployed, "onnx", str(tmp_path / "m"), drawn(32), More(separate=True))
+    checked(deployed, tmp_path / "m", ["embeddings"])
+    how = json.loads((tmp_path / "m" / "text.json").read_text())
+    assert (how["padding"], how["tokenizer"]) == (words.index("[PAD]"), "tokenizer.json")
+    assert how["tokenizer_kwargs"] == {"strip_sep_token": False}
 
 
 def test_a_classifier_with_towers_of_its_own_cannot_be_separated(

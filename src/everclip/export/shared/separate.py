@@ -4,7 +4,8 @@
                         where the classifier reads others than the embeddings
     text.onnx           tokens int64 [batch, length] -> embeddings [batch, d] of unit length
     classifier.onnx     features, or embeddings where there are none -> logits [batch, classes]
-    text.json           what tokens are; the tokenizer's own files lie beside it
+    text.json           what tokens are; the tokenizer's own files lie beside it. "tokenizer_kwargs", where there are
+                        some, are what open_clip does around it: clean a text, take away separators
 
 So embeddings can be kept in an index and searched by texts, and classified later.
 """
@@ -30,8 +31,8 @@ from everclip.methods.base.method import TextClassifier
 from everclip.methods.shared.statistics import Linear
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
+from everclip.models.foreign import HFTokenizer
 from everclip.models.savable import write_text_tower
-from everclip.models.text import hugging_face
 
 TOLERANCE = 1e-3
 """Largest difference of a probability, and of a number of an embedding."""
@@ -138,24 +139,28 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 
 def _padding(encoder: Clip) -> int:
-    text = hugging_face(encoder.model)
-    return 0 if text is None else text.config.pad_token_id
+    """Return the token that fills up a short text."""
+    return int(encoder.text.tokenizer(["a"])[0, -1])
 
 
 def _describe(encoder: Clip, folder: Path, length: int) -> None:
     """Write text.json and the tokenizer."""
-    own = hugging_face(encoder.model) is None
+    # a text tower of open_clip's own may have one of Hugging Face too (SigLIP, CLIPA)
+    own = not isinstance(encoder.text.tokenizer, HFTokenizer)
     if own:
         vocabulary.write(folder, length)
     else:
         write_text_tower(folder, encoder.model, encoder.text.tokenizer)
+    order = "the start token, those of the text, the end token" if own else "those that tokenizer.json gives"
+    around = encoder.config["text_cfg"].get("tokenizer_kwargs")
     write_json(
         folder / "text.json",
         {
-            "input": "tokens: int64 [batch, length]: the start token, those of the text, the end token, padding",
+            "input": f"tokens: int64 [batch, length]: {order}, padding",
             "output": "embeddings: float32 [batch, d], of unit length; cosines to those of image.onnx compare them",
             "length": length,
             "padding": _padding(encoder),
             "tokenizer": "vocab.json and merges.txt" if own else "tokenizer.json",
+            **({"tokenizer_kwargs": around} if around else {}),
         },
     )
