@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from everclip.data.images import ImageSet
+from everclip.data.sources.cifar100 import CifarStore
 from everclip.export.shared import quantised
 from tests.cli.conftest import Say, say
 from tests.export.test_onnx import without_torch
@@ -119,6 +120,16 @@ def test_nothing_is_calibrated_on_what_it_is_tested_on(version: Path, tmp_path: 
     assert (len(found.calibrate), len(found.test)) == (4, 4)
     kept = {Path(str(found.calibrate.store.keys[row])).name for row in found.calibrate.rows.tolist()}
     assert kept == {"0.png", "1.png"}
+
+
+def test_nor_on_rows_of_cifar100_which_knows_its_images_by_their_pixels(version: Path) -> None:
+    model = begin(str(version)).model
+    assert model is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    rows, zeros = np.arange(4), np.zeros(4, dtype=np.int64)
+    images = ImageSet(CifarStore({"test": pixels}), rows, zeros + model.labels[0], zeros, rows)
+    found = quantised.samples(model, (images, images.select(rows < 2)), (None, None), 1.0)
+    assert found.calibrate.rows.tolist() == [2, 3]
 
 
 class Net(nn.Module):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from everclip.data.images import ImageSet
+from everclip.data.images import ImageSet, content_id
 from everclip.data.inventory import contents
 from everclip.errors import RunError, UserError, check_range
 from everclip.export.shared.session import Running, as_input
@@ -96,7 +96,8 @@ def samples(
     calibrate, test = found
     if given[1] is not None:
         repeated(model.spec, test, given[1])
-    tested = Learned(contents(test.rows, test.store.content), None)
+    # by the bytes, as Learned compares them: a source may know its images by something else
+    tested = Learned(contents(test.rows, lambda row: content_id(test.store.read(row))), None)
     apart = calibrate.select(~tested.among(calibrate))
     if not len(apart):
         raise UserError("--int8: all images of --calibrate are also in --check: keep some apart")
