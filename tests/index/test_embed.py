@@ -18,8 +18,9 @@ import everclip
 from everclip.errors import UserError
 from everclip.index import embed
 from everclip.index.encoder import fingerprint, open_encoder
-from everclip.index.folder import Vectors, read
+from everclip.index.folder import TEXT, Listed, Table, Vectors, append, create, read
 from everclip.models import zoo
+from everclip.system.reading import JSON_BYTES, MOST_PARTS
 from tests.cli.conftest import Say
 from tests.learned import coloured, learned
 from tests.running import files_up_to
@@ -283,6 +284,36 @@ def test_what_is_given_must_be_there(toy: str, pictures: Path, tmp_path: Path, s
         assert (code, line in err, err.count("\n")) == (2, True, 1), err
         assert not (tmp_path / "v").exists()
     assert say("embed", "features:8", pictures, "-o", tmp_path / "v")[0] == 2
+
+
+def test_names_are_utf8_before_anything_is_computed(
+    toy: str, pictures: Path, tmp_path: Path, say: Say
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    try:
+        (pictures / "00.png").rename(pictures / f"{odd}.png")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    (tmp_path / f"{odd}.txt").write_text("a dog")
+    for words in ((pictures / f"{odd}.png",), ("--text", tmp_path / f"{odd}.txt")):
+        code, _, err = say("embed", toy, *words, "-o", tmp_path / "v")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "caf\\udce9" in err
+        assert err.endswith(" in what is to be embedded is no UTF-8 name: rename it\n")
+    assert not (tmp_path / "v").exists()
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    """However many files were given by name, and however long a text is."""
+    vectors = create(tmp_path / "v", Table(TEXT, "toy", None, "0", 4, "float32"))
+    row, given = np.eye(1, 4, dtype=np.float32), [str(number) for number in range(10_001)]
+    vectors = append(vectors, row, Listed(["a dog"], {}, given))
+    for text in ("x" * JSON_BYTES, "[" * MOST_PARTS):
+        with pytest.raises(UserError, match="the 1 ids of a shard of "):
+            append(vectors, row, Listed([text], {}, given))
+    there = read(tmp_path / "v", whole=True)
+    assert there.names([0]) == ["a dog"]
+    assert there.listed(there.shards[0]).sources == given
 
 
 def test_a_learner_says_what_it_cannot_embed(toy: str, pictures: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from everclip.data.formats.folders import check_text
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
@@ -101,7 +102,12 @@ class Work:
 
     @classmethod
     def of(cls, kind: str, sources: Sequence[str], written: bool = True) -> Work:
-        """List some sources. Raises UserError as ``listing.pictures``, with its arguments, and ``listing.texts``."""
+        """List some sources.
+
+        Raises:
+            UserError: a name is no UTF-8; or as ``listing.pictures``, with its arguments, and ``listing.texts``.
+        """
+        check_text(sources, "what is to be embedded")
         if kind == IMAGE:
             images, ids = listing.pictures(sources, written)
             return cls(tuple(sources), ids, images)

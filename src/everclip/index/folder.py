@@ -27,7 +27,7 @@ from jaxtyping import Float
 from everclip.errors import UserError
 from everclip.system import checkpoint, kinds
 from everclip.system.outputs import check_new
-from everclip.system.reading import read_json, readable
+from everclip.system.reading import JSON_BYTES, MOST_PARTS, read_json, readable
 from everclip.system.text import check
 
 FORMAT = 1
@@ -52,7 +52,7 @@ _ROWS = kinds.table(
     {
         "ids": kinds.listed(kinds.text, MOST_ROWS),
         "skipped": kinds.mapped(kinds.text, MOST_ROWS),
-        "sources": kinds.listed(kinds.text, 10**4),
+        "sources": kinds.listed(kinds.text, MOST_ROWS),
     }
 )
 
@@ -172,14 +172,21 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
         rows: unit length.
 
     Raises:
+        UserError: what the rows are takes more than the JSON of a shard may have.
         OSError: the disk is full or fails; what was there before stays.
     """
     name, contents = f"{len(vectors.shards):06d}", dict[str, bytes]()
+    told = json.dumps(vars(listed), ensure_ascii=False, indent=0).encode()
+    if len(told) > JSON_BYTES or told.count(b"[") + told.count(b"{") > MOST_PARTS:  # as its reader counts
+        raise UserError(
+            f"the {len(listed.ids):,} ids of a shard of {vectors.path} have more than {JSON_BYTES >> 20} MiB, or more"
+            " than a million brackets: give shorter texts, or fewer of them at a time"
+        )
     if len(rows):
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(rows, dtype=vectors.table.dtype), allow_pickle=False)
         contents[f"{name}.npy"] = content.getvalue()
-    contents[f"{name}.json"] = json.dumps(vars(listed), ensure_ascii=False, indent=0).encode()
+    contents[f"{name}.json"] = told
     checkpoint.amend(vectors.path, contents)
     return Vectors(vectors.path, vectors.table, (*vectors.shards, Shard(name, len(vectors), len(rows))))
 

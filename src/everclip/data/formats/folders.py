@@ -45,7 +45,7 @@ def subfolders(folder: Path) -> list[str]:
     """Return sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
-        _check_text(names, str(folder))
+        check_text(names, str(folder))
         return names
     except OSError as error:
         unreadable(error)
@@ -58,14 +58,18 @@ def unreadable(error: OSError) -> NoReturn:
     ) from error
 
 
-def _check_text(names: Sequence[str], folder: str) -> None:
-    """Refuse names that are no UTF-8: they could be neither hashed nor logged. Raises UserError for the first."""
+def check_text(names: Sequence[str], where: str) -> None:
+    """Refuse names that are no UTF-8: they could be neither hashed nor logged. Raises UserError for the first.
+
+    Args:
+        where: what holds them, for the message.
+    """
     for name in names:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
             if sys.getfilesystemencoding() != "utf-8":
-                raise UserError(f'"{shown}" in {folder} is no text in this locale: set LC_ALL=C.UTF-8')
-            raise UserError(f'"{shown}" in {folder} is no UTF-8 name: rename it')
+                raise UserError(f'"{shown}" in {where} is no text in this locale: set LC_ALL=C.UTF-8')
+            raise UserError(f'"{shown}" in {where} is no UTF-8 name: rename it')
 
 
 def _hidden(name: str) -> bool:
@@ -81,7 +85,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     """
     found: list[str] = []
     for path, folders, files in os.walk(root / folder, onerror=unreadable):
-        _check_text([*folders, *files], path)
+        check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
         relative = Path(path).relative_to(root)
