@@ -19,7 +19,7 @@ from everclip.data.pixels import Pixels
 from everclip.inference.model import open_model
 from tests.cli.conftest import Say
 from tests.learned import coloured, held_out, learned, unlearned
-from tests.pictures import COLOURS, picture
+from tests.pictures import COLOURS, image_folder, picture
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,23 @@ def test_pictures_that_are_all_right_give_no_temperature(run: Path, tmp_path: Pa
     assert err == (
         f"error: no temperature is best: {run} is always right on the {len(right)} images of {data}; give more of"
         " them\n"
+    )
+
+
+def test_a_class_without_training_images_has_no_probability_to_calibrate(
+    toy: str, tmp_path: Path, say: Say
+) -> None:
+    image_folder(tmp_path / "photos", {"train": 2, "test": 2}, classes=4)
+    for file in (tmp_path / "photos" / "train" / "green").iterdir():
+        file.write_text("broken")
+    ncm = learned(
+        tmp_path / "run", toy, f"imagefolder:{tmp_path / 'photos'}", "method=ncm", "scenario.tasks=2"
+    )
+    data = coloured(tmp_path / "held", dict([*COLOURS.items()][:4]))
+    code, out, err = say("predict", ncm, "--calibrate", data)
+    assert (code, out) == (2, "")
+    assert err == (
+        f'error: --calibrate {data} has images of "green", of which {ncm} has learned none: leave that class out\n'
     )
 
 

@@ -174,8 +174,8 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     """Return a temperature for the model on held-out images of its classes, and their unknown scores.
 
     Raises:
-        UserError: an image's class is not among the model's, the data is the model's own, or the model is always
-            right, or no better than chance, so that no temperature is best.
+        UserError: an image's class is not among the model's, or was never trained, the data is the model's own, or the
+            model is always right, or no better than chance, so that no temperature is best.
     """
     found = load_held_out(spec, model, "--calibrate")
     images = labelled(model, found, f"--calibrate {spec}")
@@ -183,6 +183,12 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     plain = replace(model, calibration=None, unknown=None)
     logits, unknown, labels = judged_all(plain, plain.judge, images, decoded(images, model.clip))
     truth = _columns(model, labels)
+    never = truth[np.isneginf(logits[np.arange(len(truth)), truth])]
+    if len(never):
+        raise UserError(
+            f'--calibrate {spec} has images of "{model.names[never[0]]}", of which {model.spec} has learned none:'
+            " leave that class out"
+        )
     why = none_best(logits, truth)
     if why is not None:
         where = f"the {len(truth)} images of {spec}"
