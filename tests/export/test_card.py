@@ -12,7 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from everclip.cli.export import drawn
-from everclip.export import export
+from everclip.export import Written, export
 from everclip.export.shared import card, licences
 from everclip.inference.model import open_model, zero_shot
 from everclip.models import zoo
@@ -85,6 +85,8 @@ def test_a_run_tells_what_its_results_say(toy: str, photos: str, tmp_path: Path)
     assert f"| forgetting, in percentage points | {100 * results['forgetting']:.1f} |" in text
     assert "`method.pt` has what the method computed" in text
     assert "| pictures that were learned \\(imagefolder\\) | not stated |" in text
+    card.write(open_model(str(run)).among(["red", "blue"]), "onnx", tmp_path, Written())
+    assert "| all classes | not measured |" in parsed(tmp_path)[1]  # of these two nobody measured any
     (run / "results.json").write_text('{"last": "<b>"}')  # a stranger's
     assert card.FILE == "README.md"
     export(open_model(str(run)), "open-clip", str(tmp_path / "n"), drawn(32))

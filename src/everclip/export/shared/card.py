@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip._version import __version__
+from everclip.data.scenario import seen
 from everclip.export import Written
 from everclip.export.shared import licences
 from everclip.inference.learned import LIST, is_version
@@ -88,11 +89,13 @@ def write(model: Deployed, form: str, folder: Path, written: Written) -> None:
 def _measured(model: Deployed) -> dict[str, Any]:
     """Return what the model's folder says of its accuracy; empty where that is nothing, or is of other classes."""
     folder = Path(model.spec).expanduser()
+    if model.plan is None or len(model.labels) != len(seen(model.plan.tasks)):
+        return {}
     try:
         if is_version(folder):
             verdict = read_json(folder / "verdict.json")
             test: Any = verdict.get("test") if isinstance(verdict, dict) else None
-            return test if len(model.labels) == len(model.classes) and _TEST(test) else {}
+            return test if _TEST(test) else {}
         if (folder / "results.json").is_file():
             return load_results(folder / "results.json", LEAST)
     except Unreadable:
