@@ -176,6 +176,15 @@ def _saved(tmp_path: Path, vision_cfg: dict) -> Path:
     return tmp_path
 
 
+def test_a_model_of_pictures_that_are_not_square_is_refused(tmp_path: Path) -> None:
+    vision = {**MODEL_CFG["vision_cfg"], "image_size": [32, 64]}
+    with pytest.raises(UserError, match="takes pictures of 32 x 64 pixels: use a model of square ones"):
+        zoo.load(str(_saved(_new(tmp_path / "wide"), vision)))
+    assert (
+        zoo.load(str(_saved(_new(tmp_path / "square"), vision | {"image_size": [32, 32]}))).image_size == 32
+    )
+
+
 def test_a_resnet_takes_another_size_and_keeps_it(tmp_path: Path) -> None:
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
     folder = _saved(_new(tmp_path / "resnet"), vision)

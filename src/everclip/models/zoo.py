@@ -177,7 +177,10 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
     if image_size is not None and image_size != input_side(model.visual):
         sizes.allow(spec, model.visual, image_size)
         model.visual.image_size = (image_size, image_size)
-    vision["image_size"] = input_side(model.visual)
+    side = vision["image_size"] = input_side(model.visual)
+    if model.visual.image_size not in (side, (side, side), [side, side]):
+        sides = " x ".join(map(str, model.visual.image_size))
+        raise UserError(f"{where} takes pictures of {sides} pixels: use a model of square ones")
     tokenizer = open_clip.get_tokenizer(source, **vetted.tokenizer(text, folder, where))
     return _centered(Clip(model, model_cfg, tokenizer, spec), folder)
 
