@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from everclip.cli.export import drawn
 from everclip.errors import UserError
 from everclip.export import export
+from everclip.export.hf import preprocessing
 from everclip.inference.model import Deployed, open_model, zero_shot
 from everclip.models import zoo
 from tests.learned import learned
@@ -176,6 +177,15 @@ def test_texts_that_open_clip_repairs_are_counted(tmp_path: Path) -> None:
     model = zero_shot(spec, zoo.load(spec), ["a “curly” cat", "dog &amp; cat", "plain"], ["{}"])
     (note,) = export(model, "hf", str(tmp_path / "hf"), drawn(32)).notes
     assert note.startswith("2 of the prompts have other token ids in transformers")
+
+
+@pytest.mark.parametrize(("interpolation", "number"), [("bilinear", 2), ("bicubic", 3), ("random", 3)])
+def test_pictures_are_resized_as_open_clip_does(tmp_path: Path, interpolation: str, number: int) -> None:
+    folder = toy_clip(tmp_path)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"interpolation": interpolation}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert preprocessing(zoo.load(f"local-dir:{folder}"))["resample"] == number
 
 
 VISION, TEXT = MODEL_CFG["vision_cfg"], MODEL_CFG["text_cfg"]

@@ -141,12 +141,13 @@ def test_the_example_says_in_a_line_that_there_is_no_threshold(
 
 
 @pytest.mark.parametrize("mode", ["squash", "longest", "shortest"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "random"])
 def test_the_example_prepares_pictures_as_the_model_does(
-    exported: tuple[Deployed, Path], tmp_path: Path, mode: str
+    exported: tuple[Deployed, Path], tmp_path: Path, mode: str, interpolation: str
 ) -> None:
     folder = toy_clip(tmp_path)
     config = json.loads((folder / "open_clip_config.json").read_text())
-    config["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": "bilinear", "fill_color": 77}
+    config["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": interpolation, "fill_color": 77}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     clip = zoo.load(f"local-dir:{folder}")
     from everclip.export.onnx import EXAMPLE, preprocessing

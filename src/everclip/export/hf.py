@@ -38,7 +38,8 @@ TOLERANCE = 1e-4
 EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "hf_example.py"
 MOST = 256
 """Largest number of prompts that are compared with torch."""
-_RESAMPLE = {"bicubic": 3, "bilinear": 2}
+_RESAMPLE = {"bicubic": 3, "bilinear": 2, "random": 3}
+"""Pillow's numbers of what open_clip resizes by; "random" is so in training alone."""
 _EPS = 1e-5
 _EMBEDDINGS = "class_embeddings.safetensors"
 _BOTH = {"layers", "width", "mlp_ratio", "norm_kwargs"}

@@ -139,7 +139,8 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
         "output": "logits: float32 [batch, classes]; softmax: probabilities; -inf: a class never trained",
         "size": clip.image_size,
         "resize_mode": known["resize_mode"],
-        "interpolation": known["interpolation"],
+        # "random" is so in training alone
+        "interpolation": "bilinear" if known["interpolation"] == "bilinear" else "bicubic",
         "fill_color": known["fill_color"],
         "mean": list(clip.mean),
         "std": list(clip.std),
