@@ -13,12 +13,14 @@ from torch import nn
 
 from everclip.data.images import ImageSet
 from everclip.data.sources.cifar100 import CifarStore
+from everclip.errors import RunError
 from everclip.export.shared import quantised
+from everclip.models import zoo
 from tests.cli.conftest import Say, say
 from tests.export.test_onnx import without_torch
 from tests.learned import coloured, learned
 from tests.pictures import COLOURS, picture
-from tests.versions import WARM, begin, first, written
+from tests.versions import WARM, begin, colours, first, written
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -132,6 +134,21 @@ def test_nor_on_rows_of_cifar100_which_knows_its_images_by_their_pixels(version:
     assert found.calibrate.rows.tolist() == [2, 3]
 
 
+def test_images_to_calibrate_on_of_which_none_can_be_read(toy: str, tmp_path: Path) -> None:
+    images = colours(tmp_path / "a", WARM, 2).whole()
+    for file in (tmp_path / "a").rglob("*.png"):
+        file.write_text("broken")
+    weight = onnx.numpy_helper.from_array(np.ones((2, 3, 3, 3), dtype=np.float32), "weight")
+    shapes = [("images", ["b", 3, 32, 32]), ("logits", ["b", 2, 30, 30])]
+    given, made = (onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes)
+    node = onnx.helper.make_node("Conv", ["images", "weight"], ["logits"], "conv")
+    graph = onnx.helper.make_graph([node], "graph", [given], [made], [weight])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "model.onnx")
+    with pytest.raises(RunError, match="not one of 4 images to calibrate on can be read"):
+        quantised.quantise(tmp_path / "model.onnx", tmp_path / "small.onnx", zoo.load(toy), images)
+
+
 class Net(nn.Module):
     """Two convolutions, a residual sum, and a linear classifier."""
 
@@ -147,8 +164,6 @@ class Net(nn.Module):
 
 def test_the_classifier_stays_as_it_is_and_like_constants_are_kept_once(toy: str, tmp_path: Path) -> None:
     from everclip.export.shared.tracing import trace
-    from everclip.models import zoo
-    from tests.versions import colours
 
     torch.manual_seed(0)
 

@@ -188,15 +188,13 @@ def quantise(whole: Path, small: Path, clip: Clip, images: ImageSet, **other: An
         graph = onnx.load(small)
         _merge(graph.graph)
         onnx.save(graph, small)
-    if not sum(read):
-        raise RunError(f"not one of {len(images)} images to calibrate on can be read")
     return sum(read)
 
 
 def _batches(
     clip: Clip, images: ImageSet, read: list[int]
 ) -> Iterator[dict[str, Float32[np.ndarray, "b 3 s s"]]]:
-    """Yield batches of images spread over a set, and note in ``read`` how many each has."""
+    """Yield batches of images spread over a set, and note in ``read`` how many each has. Raises RunError for none."""
     rows = images.spread(MOST).rows
     pixels = assess.decoded(images, clip)
     for start in range(0, len(rows), _BATCH):
@@ -204,6 +202,8 @@ def _batches(
         if good.any():
             read.append(len(found))
             yield {"images": as_input(clip, found)}
+    if not read:  # onnxruntime's own error would not say what is wrong
+        raise RunError(f"not one of {len(images)} images to calibrate on can be read")
 
 
 def _last(graph: Any) -> list[str]:
