@@ -76,6 +76,12 @@ def test_a_broken_version_changes_nothing_until_it_is_mended(
     assert len(lines) == 1
     assert lines[0].startswith("v1 (version 1, 2 classes, ")
     assert str(here) in lines[0]
+    link("v1", here / "current")
+    current.look()
+    assert current.error == ""
+    link("v2", here / "current")
+    current.look()
+    assert current.error, "it is not the one in use, whenever that was said before"
     (here / "v2" / "method.pt").write_bytes(good)
     current.look()
     assert current.now is first, "it is tried again after a while"

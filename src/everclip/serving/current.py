@@ -231,7 +231,7 @@ class Current:
         try:
             found = self._source.identity()
             if not asked and found == self.now.identity:
-                self.error = ""
+                self.error, self._failed = "", (None, 0.0)
                 return
             failed, until = self._failed
             if not asked and found == failed and time.monotonic() < until:
