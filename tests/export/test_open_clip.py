@@ -14,7 +14,8 @@ from everclip.cli.export import drawn
 from everclip.errors import RunError, UserError
 from everclip.export import export, formats, new_folder
 from everclip.export import open_clip as ours
-from everclip.inference.model import open_model
+from everclip.inference.model import open_model, zero_shot
+from everclip.models import zoo
 from everclip.system.checkpoint import verify
 from tests.learned import learned
 
@@ -67,6 +68,17 @@ def test_a_folder_that_open_clip_reads_otherwise_is_refused(
     with pytest.raises(RunError, match="everclip gives other probabilities than torch"):
         export(model, "open-clip", str(tmp_path / "m"), drawn(32))
     assert not (tmp_path / "m").exists()
+
+
+def test_features_that_are_no_numbers_are_no_small_difference(toy: str, tmp_path: Path) -> None:
+    clip = zoo.load(toy)
+    with torch.no_grad():
+        clip.model.get_parameter("text_projection").fill_(torch.nan)
+    with pytest.raises(RunError, match=r"everclip gives other probabilities .* \(by nan\)"):
+        export(zero_shot(toy, clip, ["red", "blue"], ["{}"]), "open-clip", str(tmp_path / "m"), drawn(32))
+    clip.save(tmp_path / "n")
+    with pytest.raises(RunError, match=r"open_clip gives other features .* \(by nan\)"):
+        ours._compare(clip, tmp_path / "n", drawn(32))
 
 
 def test_a_hugging_face_text_tower_needs_the_hub(tmp_path: Path) -> None:

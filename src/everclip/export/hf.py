@@ -19,6 +19,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -237,7 +238,8 @@ def _compare(
         kept = [prompt for prompt, alike in zip(prompts, same.tolist(), strict=True) if alike]
         texts = loaded.text_model(input_ids=found[same]).pooler_output
         pairs.append((loaded.text_projection(texts), encoder.encode_text(kept).cpu()))
-    worst = max((torch.nn.functional.normalize(one, dim=-1) - two).abs().max().item() for one, two in pairs)
+    unit = torch.nn.functional.normalize
+    worst = np.max([(unit(one, dim=-1) - two).abs().max().item() for one, two in pairs]).item()
     if not worst <= TOLERANCE:
         raise RunError(f"transformers gives other features than torch from the same folder (by {worst:.2g})")
     return worst, int((~same).sum())
