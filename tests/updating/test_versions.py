@@ -123,6 +123,14 @@ def test_links_of_a_model_folder_are_not_followed(versions: Path) -> None:
     assert (model.names, model.method) == (state.known.names, open_model(str(versions / "x")).method)
 
 
+def test_a_link_in_place_of_a_calibration_is_not_followed(versions: Path) -> None:
+    (versions / "secret").write_text("secret")
+    state = begin(str(versions / "v2"))
+    (versions / "v2" / "calibration.json").symlink_to(versions / "secret")
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    assert not (versions / "v3" / BEFORE / "calibration.json").exists()
+
+
 def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(versions: Path) -> None:
     identity = checkpoint.identity(versions / "v2")
     earlier(versions / "v2")

@@ -241,7 +241,9 @@ def _same(one: Clip, other: Clip) -> bool:
 def _keep(before: Path, where: Path) -> None:
     """Keep a version as a folder, without the version before that, and whatever else lies in it."""
     signed = (before / MANIFEST).is_file()
-    own = checkpoint.names(before) | UNSIGNED if signed else {file.name for file in before.iterdir()}
+    # what no manifest vouches for may be a link to any file, which would lie in the new folder for all to read
+    plain = {name for name in UNSIGNED if not (before / name).is_symlink()}
+    own = checkpoint.names(before) | plain if signed else {file.name for file in before.iterdir()}
 
     def put(kept: Path) -> None:
         for name in own:
