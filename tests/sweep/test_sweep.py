@@ -27,7 +27,7 @@ from everclip.runs.run import Run
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
 from everclip.sweep.grid import Job
-from everclip.sweep.pool import Child, Work
+from everclip.sweep.pool import GRACE, Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.tune import split, tune
 from everclip.sweep.view import Follow, View
@@ -695,7 +695,8 @@ def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[
         assert "--slurm" in capsys.readouterr().err
     session = Session.of([*tokens, "method=ncm", f"out={tmp_path / 's'}"])
     commands = [session.folder.command(job) for job in session.jobs]
-    numbers = submit(commands, tmp_path / "jobs", ["timeout_min=5"], cluster="local")
+    settings = ["timeout_min=5", "slurm_max_num_timeout=9"]
+    numbers = submit(commands, tmp_path / "jobs", settings, cluster="local")
     assert len(numbers) == 1
     deadline = time.monotonic() + 120
     while not session.complete:
@@ -704,6 +705,53 @@ def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[
     assert Command(["methods"]).checkpoint() is not None
     with pytest.raises(UserError, match="--slurm-set"):
         submit(commands, tmp_path / "jobs", ["timeout_mn=5"], cluster="local")
+
+
+_JOB = """
+import contextlib, signal, sys
+from everclip.sweep.slurm import Command
+
+command = Command(sys.argv[1:])
+
+def asked(number, frame):  # as submitit does
+    with contextlib.suppress(ImportError):
+        command.checkpoint()
+    sys.exit(-1)
+
+signal.signal(signal.SIGUSR2, asked)
+command()
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_is_out_of_time_saves_before_it_ends(tmp_path: Path, tokens: list[str]) -> None:
+    out = tmp_path / "x"
+    tokens = [word for word in tokens if word != "train.epochs=1"]
+    words = ["train", *tokens, "method=gcl", "train.steps=2000", f"out={out}"]
+    process = subprocess.Popen([sys.executable, "-c", _JOB, *words], stderr=subprocess.PIPE, text=True)
+    wait_for(out / "metrics.jsonl", '"event": "step"')
+    process.send_signal(signal.SIGUSR2)
+    _, said = process.communicate(timeout=GRACE)
+    assert process.returncode == 255
+    assert f"stopped by SIGTERM; everclip resume {out} continues from its last checkpoint" in said
+
+
+def test_what_slurm_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    from everclip.sweep.slurm import submit
+
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho sbatch: error: invalid partition: gpu >&2\necho y >&2; exit 1"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(
+        UserError, match=r"sbatch: error: invalid partition: gpu y: change it with --slurm-set$"
+    ):
+        submit([["methods"], ["models"]], tmp_path / "jobs", ["timeout_min=5"])
+    with pytest.raises(UserError, match='slurm_max_num_timeout is "many": use a whole number'):
+        submit([["methods"]], tmp_path / "jobs", ["slurm_max_num_timeout=many"])
 
 
 def test_a_run_that_is_killed_when_it_has_its_results_is_done(

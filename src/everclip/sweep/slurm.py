@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from everclip.errors import RunError, UserError
-from everclip.sweep.pool import STOPPED
+from everclip.errors import RunError, UserError, check_range
+from everclip.sweep.pool import EVERY, GRACE, STOPPED
+
+TIMEOUTS = "slurm_max_num_timeout"
+"""The setting of submitit's that its executor takes when it is made, and no later."""
 
 
 class Command:
@@ -20,16 +24,35 @@ class Command:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
+        self._child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
         """Run the command and return its exit code. Raises RunError where it fails, so that the job fails too."""
-        code = subprocess.run([sys.executable, "-P", "-m", "everclip", *self.words], check=False).returncode
+        self._child = subprocess.Popen([sys.executable, "-P", "-m", "everclip", *self.words])
+        try:
+            # wait() would hold a lock that checkpoint needs, which a signal calls in this very thread
+            while (code := self._child.poll()) is None:
+                time.sleep(EVERY)
+        finally:
+            self._stop()
         if code and code not in STOPPED:
             raise RunError(f"everclip {' '.join(self.words)}: exit code {code}")
         return code
 
+    def _stop(self) -> None:
+        """Ask the command to save its progress and end; kill it after ``GRACE`` seconds."""
+        if self._child is not None:
+            self._child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(GRACE)
+            self._child.kill()
+
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what submitit is to queue again: the run directory holds all state."""
+        """Have the command save its progress, and return what submitit is to queue again.
+
+        Submitit calls it in the handler of its signal, and then ends the process that waits for the command.
+        """
+        self._stop()
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(Command(self.words))
@@ -42,26 +65,32 @@ def submit(
 
     Args:
         folder: for submitit's files.
-        settings: KEY=VALUE of ``submitit.AutoExecutor.update_parameters``, such as ``timeout_min=240``.
+        settings: KEY=VALUE of ``submitit.AutoExecutor.update_parameters``, such as ``timeout_min=240``, or
+            ``TIMEOUTS``.
         cluster: "slurm", or "local" for processes on this machine.
 
     Raises:
-        UserError: submitit is not installed, there is no SLURM, or a setting is unknown.
+        UserError: submitit is not installed, there is no SLURM, a setting is unknown, or SLURM refuses the jobs.
     """
     try:
         import submitit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError('--slurm needs submitit: pip install "everclip[slurm]", or use --print') from error
     values = {key: _value(text) for key, _, text in (word.partition("=") for word in settings)}
+    timeouts = {TIMEOUTS: values.pop(TIMEOUTS)} if TIMEOUTS in values else {}
+    check_range(f"--slurm-set {TIMEOUTS}", timeouts.get(TIMEOUTS), 0, 1000)
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **timeouts)
         executor.update_parameters(**values)
     except RuntimeError as error:
         raise UserError(f"--slurm: {error}: run this on a machine with sbatch, or use --print") from error
     except (NameError, TypeError, AssertionError) as error:
-        raise UserError(f"--slurm-set: {error}") from error
-    with _safe_path(), executor.batch():
-        jobs = [executor.submit(Command(words)) for words in commands]
+        raise UserError(f"--slurm-set: {_one_line(error)}") from error
+    try:
+        with _safe_path(), executor.batch():
+            jobs = [executor.submit(Command(words)) for words in commands]
+    except RuntimeError as error:
+        raise UserError(f"--slurm: sbatch says: {_one_line(error)}: change it with --slurm-set") from error
     return [job.job_id for job in jobs]
 
 
@@ -76,6 +105,10 @@ def _safe_path() -> Iterator[None]:
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _value(text: str) -> Any:
