@@ -63,8 +63,10 @@ def sweep(
 
     if slurm_set and not slurm:
         raise UserError("--slurm-set is a setting of SLURM jobs: use --slurm too, or leave it out")
-    if print_ and slurm:
-        raise UserError("--print prints the commands and --slurm submits them: use one of the two")
+    if print_ + slurm + dry_run > 1:
+        raise UserError(
+            "--print prints commands, --slurm submits them, --dry-run does neither: use one of them"
+        )
     if drop_checkpoints and (print_ or slurm or dry_run):
         other = "--print" if print_ else "--slurm" if slurm else "--dry-run"
         raise UserError(f"--drop-checkpoints with {other} drops none: add it once the runs are finished")
