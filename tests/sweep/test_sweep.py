@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from everclip.cli.app import main
@@ -400,6 +401,19 @@ def test_places_for_runs(
 def test_a_gpu_is_given_only_to_runs_that_take_any() -> None:
     assert slots.gpus(["cpu", "auto"]) == []
     assert slots.gpus(["cuda:1"]) == []
+
+
+def test_a_search_has_the_device_of_its_cells(tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were two GPUs; while every run waits for a search, no run says which device it wants."""
+    places: list[slots.Environment] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(Session, "run", lambda session, slots, *_: places.extend(slots))
+    free = [word for word in tokens if not word.startswith("device=")]
+    for device, given in (("cpu", None), ("cuda:1", None), ("auto", "0")):
+        places.clear()
+        main(["sweep", *free, f"device={device}", "method=gcl", "--tune", "lr=1e-5,1e-4", "--jobs", "1"])
+        assert [place.get("CUDA_VISIBLE_DEVICES") for place in places] == [given]
 
 
 class Quiet(pool.Watcher):

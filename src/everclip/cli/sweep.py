@@ -80,7 +80,7 @@ def sweep(
     if print_ or slurm:
         return _hand_over(session, retry, slurm, slurm_set or [])
     if not dry_run:
-        devices = gpus([job.config.device for job in session.jobs])
+        devices = gpus([cell.config.device for cell in session.asked.cells])
         session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
     if session.dropped:
         print(
