@@ -577,7 +577,8 @@ def chosen(session: Session) -> Path:
     def score(run: Run) -> dict[str, Any]:
         return {"last": int(config_hash(run.config), 16) / 16**16}
 
-    words = [word for word in search.command()[1:] if "=" in word and not word.startswith("out=")]
+    command = [word for word in search.command()[1:] if not word.startswith("out=")]
+    words = [word for word in command if "=" in word or word.endswith(".toml")]
     tune(words, search.path, score, print, search.most)
     return search.path / "tuned.toml"
 
@@ -637,6 +638,27 @@ def test_a_search_is_finished_only_with_what_it_would_try_and_choose(
         grids = method_class("gcl").Config
         monkeypatch.setattr(grids, "search", {**grids.search, "margin": (0.1, 0.3)})
         assert not finished()
+
+
+def test_the_share_of_a_config_file_is_that_of_its_searches_alone(tmp_path: Path, tokens: list[str]) -> None:
+    base = tmp_path / "base.toml"
+    words = [str(base), *tokens, "method=gcl,ncm", "memory.budget=12", f"out={tmp_path / 's'}"]
+    base.write_text("")
+    plain = Session.of([*words, "scenario.validation=0.5"], ["lr=1e-5,1e-4"])
+    base.write_text("[scenario]\nvalidation = 0.5\n")
+    session = Session.of(words, ["lr=1e-5,1e-4"])
+    assert [cell.config.scenario.validation for cell in session.asked.cells] == [None, None]
+    assert [job.key for job in session.jobs] == [job.key for job in plain.jobs]  # ncm has no search
+    assert [search.key for search in session.tune] == [search.key for search in plain.tune]
+    chosen(session)
+    session.refresh()
+    assert not session.searches
+    assert {job.config.scenario.validation for job in session.jobs} == {None}
+    assert not Session.of(words, ["lr=1e-5,1e-4"]).searches
+    for word, share in (("0.25", 0.25), ("none", 0.2)):
+        (search,) = Session.of([*words, f"scenario.validation={word}"], ["lr=1e-5,1e-4"]).tune
+        assert search.share == share
+    assert Session.of(words).jobs[0].config.scenario.validation == 0.5  # asked for without a search
 
 
 def test_a_search_that_has_begun_goes_on_in_its_folder(tmp_path: Path, tokens: list[str]) -> None:

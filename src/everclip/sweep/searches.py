@@ -82,7 +82,7 @@ class Search:
     def fits(self, file: Path, config: Config, share: str) -> bool:
         """Return whether a config differs from the cell's in values of the search's keys alone, and has this share."""
         try:
-            words = [*self.cells[0].words, f"{SHARE}{share}", *_words(file, self.grid)]
+            words = [*scored_on(self.cells[0].words, share), *_words(file, self.grid)]
             wanted = resolve(load_config(words))
             return content_key(_plain(config)) == content_key(_plain(wanted))
         except UserError:
@@ -91,12 +91,17 @@ class Search:
     def command(self) -> list[str]:
         """Return the words of the ``everclip`` command that begins or continues it."""
         trials = [] if self.most is None else ["--trials", str(self.most)]
-        held = f"{SHARE}{self.share}"
-        return ["tune", *self.words, held, f"out={self.path}", *trials, "--json", *trust.passed_on()]
+        words = scored_on(self.words, str(self.share))
+        return ["tune", *words, f"out={self.path}", *trials, "--json", *trust.passed_on()]
 
     def chosen(self) -> list[str]:
         """Return the values found, as words of a config."""
         return _words(self.path / "tuned.toml", (*self.grid, "tuned_on"))
+
+
+def scored_on(words: Sequence[str], share: str) -> list[str]:
+    """Return words of a config with another fraction of held-out training images."""
+    return [*(word for word in words if not word.startswith(SHARE)), f"{SHARE}{share}"]
 
 
 def searches(
@@ -111,7 +116,7 @@ def searches(
 
     Args:
         most: trials per search; None: one per value of the words, or ``trials.MOST`` for ``ALL``.
-        share: fraction of the training images on which trials are scored; None: the config's, or ``tune.SHARE``.
+        share: fraction of the training images on which trials are scored; None: ``tune.SHARE``.
 
     Raises:
         UserError: a word cannot be searched, or a value is invalid for a method.
@@ -173,7 +178,7 @@ def _search(
     if not grid:
         return None
     words = [] if ALL in wanted else [f"{key}={','.join(values)}" for key, values in grid.items()]
-    share = share or cell.config.scenario.validation or USUAL
+    share = share or USUAL
     code = hashlib.sha256(repr([content_key(cell.config), grid, share]).encode()).hexdigest()[:16]
     rest = {key: value for key, value in cell.values.items() if key != "seed"}
     path = folder / "tune" / f"{replace(cell, values=rest).name}_{code[:6]}"

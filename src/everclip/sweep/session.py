@@ -12,6 +12,7 @@ from typing import Any
 from everclip.compare import verdict
 from everclip.compare.comparable import excused
 from everclip.config import Config, load_config
+from everclip.config.sources import is_override
 from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
@@ -64,8 +65,8 @@ class Session:
         """Return the session of a command; write nothing.
 
         Args:
-            words: of the grid. With ``tune``, ``scenario.validation`` is the fraction of the training images that
-                searches score on; the runs then train on all of them.
+            words: of the grid. With ``tune``, ``scenario.validation`` (of a word, else of the config's file) is the
+                fraction of the training images that searches score on; the runs then train on all of them.
             extra: words of every cell, such as ``smoke=true``.
             look: read the data now, to find what does not fit them.
             trials: most runs per search.
@@ -74,7 +75,10 @@ class Session:
             UserError: a cell of the grid is invalid, or ``out`` is no folder of runs.
         """
         held = [word for word in words if tune and word.startswith(searches.SHARE)]
-        share = load_config(held).scenario.validation
+        base = [word for word in words[:1] if tune and not is_override(word)]
+        share = load_config([*base, *held]).scenario.validation
+        if base and load_config(base).scenario.validation is not None:
+            extra = searches.scored_on(extra, "none")
         grid = read([word for word in words if word not in held], extra)
         if tune and any(cell.config.fork for cell in grid.cells):
             raise UserError(
