@@ -570,6 +570,16 @@ def test_the_frozen_part_is_paid_once_for_runs_that_share_it(tmp_path: Path, tok
     assert together == pytest.approx(3 * found.seconds - 2 * found.shared)
 
 
+def test_the_time_of_a_dry_run_is_that_of_its_own_settings(tmp_path: Path, tokens: list[str]) -> None:
+    def left(*more: str) -> float:
+        found = Session.of([*tokens, "method=gcl", f"out={tmp_path / 's'}", *more]).seconds_left()
+        assert found is not None
+        return found
+
+    assert left("references=none") < left("references=all")
+    assert left("scenario.validation=0.5") < left()
+
+
 def chosen(session: Session) -> Path:
     """Carry out the one search of a session, on scores that follow from the settings; return its file."""
     (search,) = session.tune

@@ -11,7 +11,7 @@ from typing import Any
 
 from everclip.compare import verdict
 from everclip.compare.comparable import excused
-from everclip.config import Config, load_config
+from everclip.config import load_config
 from everclip.config.sources import is_override
 from everclip.errors import UserError
 from everclip.runs import schema
@@ -119,15 +119,16 @@ class Session:
         Searches count with all trials that they may still make, their cells with the settings before the search.
         Needs ``plans``.
         """
-        configs: list[tuple[Config, int]] = [(job.config, 1) for job in self.waiting()]
+        own = [job.cells[0].config for job in self.waiting()]
         for search in self.searches:
-            distinct = {content_key(cell.config): cell.config for cell in search.cells}
-            configs += [(config, 1) for config in distinct.values()]
-            configs.append((searches.trial(search.cells[0].config, search.share), search.left))
+            own += {content_key(cell.config): cell.config for cell in search.cells}.values()
+        planned = [(config, config.scenario.validation, 1) for config in own]
+        planned += [(search.cells[0].config, search.share, search.left) for search in self.searches]
         total = 0.0
         shared: dict[str, float] = {}  # paid once by all runs that keep the same activations
-        for config, runs in configs:
-            plan = Plan.of(config, self.plans[check.setting(searches.trial(config, None))].data)
+        for cell, share, runs in planned:
+            config = searches.trial(cell, share)
+            plan = Plan.of(config, self.plans[check.setting(cell)].data)
             found = pace.of_plan(plan)
             if found is None:
                 return None
