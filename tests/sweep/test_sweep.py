@@ -34,6 +34,7 @@ from everclip.sweep.tune import split, tune
 from everclip.sweep.view import Follow, View
 from everclip.training import pace
 from everclip.training.plan import Plan
+from tests.pictures import image_folder
 from tests.running import run
 
 SMALL = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "device=cpu"]
@@ -339,6 +340,48 @@ def test_what_is_wrong_is_said_before_anything_runs(
     said = capsys.readouterr().err
     assert message in said.splitlines()[-1]
     assert not list(tmp_path.glob("s/*/config.toml"))
+
+
+def test_every_cell_is_planned_with_its_own_settings(tmp_path: Path, toy: str) -> None:
+    a, b = (image_folder(tmp_path / name, {"train": 3, "test": 2}, 2, seed=n) for n, name in enumerate("ab"))
+    words = [f"model={toy}", "device=cpu", f"out={tmp_path / 's'}"]
+    joined = [*words, "data=joined", "scenario.kind=cross-domain"]
+    both = f'["{a}", "{b}"]'
+    assert len(Session.of([*joined, f"source.of={both}", "method=gcl"]).jobs) == 1
+    for more, message in (
+        ([*joined, f"source.of={both}", "method=gcl,joint"], "joint learns all tasks at once"),
+        ([*joined, f'source.of={both},["{a}", "missing"]', "method=gcl"], '"missing" is no'),
+        (
+            [
+                *words,
+                f"data={a}",
+                "scenario.tasks=1",
+                "scenario.kind=online",
+                "method=gcl",
+                "train.epochs=1,5",
+            ],
+            "passes over its images once",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            Session.of(more)
+
+
+def test_every_order_of_classes_is_checked_and_what_all_share_is_said_once(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = image_folder(tmp_path / "photos", {"train": 3, "test": 2})
+    for name in ("red", "green"):
+        shutil.rmtree(photos / "test" / name)
+    words = ["sweep", f"data={photos}", *tokens[1:], "method=gcl,ncm", f"out={tmp_path / 's'}", "--dry-run"]
+    assert main([*words, "memory.budget=6,12", "seed=0..1"]) == 0
+    assert capsys.readouterr().err.count("2 of 6 classes have no test images") == 1
+    words = [*words, "memory.budget=12", "scenario.order=seed"]
+    alone = [main([*words, f"seed={seed}"]) for seed in range(6)]
+    assert (alone[0], max(alone)) == (0, 2), "some seed has the two in one task"
+    capsys.readouterr()
+    assert main([*words, "seed=0..5"]) == 2
+    assert "has no test images" in capsys.readouterr().err
 
 
 def test_a_method_that_refuses_the_model(

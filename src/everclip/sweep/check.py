@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
-from everclip import methods
+from everclip import data, methods
 from everclip.config import Config
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.training import fork, restore
 from everclip.training.plan import Plan, check_names
+
+log = logging.getLogger("everclip")
 
 
 @contextmanager
@@ -31,16 +34,40 @@ def complaints(prefix: str = "") -> Iterator[Callable[[], AbstractContextManager
         raise UserError(prefix + "; ".join(found))
 
 
+@contextmanager
+def once(said: set[str]) -> Iterator[None]:
+    """Let a warning through unless it is in ``said``, to which it is added: many cells give the same ones."""
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in said
+        said.add(text)
+        return new
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
+
+
 def plans(configs: Sequence[Config]) -> dict[str, Plan]:
-    """Return a plan per distinct ``setting`` of data and tasks. Raises UserError with every complaint."""
+    """Return a plan per distinct ``setting`` of data and tasks, and check that every config has one.
+
+    Raises:
+        UserError: with every complaint.
+    """
     found: dict[str, Plan] = {}
-    first: dict[str, Config] = {}
+    groups: dict[str, dict[str, Config]] = {}  # those of the same data, which are read once
     for config in configs:
-        first.setdefault(setting(config), config)
+        groups.setdefault(source(config), {}).setdefault(planned(config), config)
     with complaints() as noted:
-        for key, config in first.items():
+        for group in groups.values():
             with noted():
-                found[key] = Plan.of(config)
+                images = data.of(next(iter(group.values())))
+                for config in group.values():
+                    with noted():
+                        found.setdefault(setting(config), Plan.of(config, images))
         for config in {repr([config.model, config.trackers]): config for config in configs}.values():
             with noted():
                 check_names(config)
@@ -56,10 +83,25 @@ def forks(configs: Sequence[Config]) -> None:
                     fork.source(config)
 
 
+def source(config: Config) -> str:
+    """Return the part of a config that decides its data, and in what way they become tasks, as a key."""
+    names = ("data", "source", "model", "classnames", "templates", "scenario", "smoke")
+    return repr([getattr(config, name) for name in names])
+
+
 def setting(config: Config) -> str:
     """Return the part of a config that decides its data and tasks, as a key."""
-    names = ("data", "model", "classnames", "templates", "scenario", "smoke")
-    return repr([getattr(config, name) for name in names])
+    return repr([source(config), config.seed if config.scenario.order == "seed" else None])
+
+
+def planned(config: Config) -> str:
+    """Return the part of a config that decides its plan and whether there is one, as a key.
+
+    A scenario of the user's own that refuses something else is left to the run itself.
+    """
+    train = config.train
+    lengths = [train.epochs, train.steps, train.captions]
+    return repr([setting(config), config.method, config.memory, config.defaults, lengths])
 
 
 def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:

@@ -270,7 +270,7 @@ def _check(found: Sequence[Search], given: Mapping[str, list[str]], plans: Mappi
                     resolve(load_config([*search.cells[0].words, word]))
         configs = [(search.cells[0].config, search.share) for search in found]
         for config, share in {
-            repr([check.setting(one), share]): (one, share) for one, share in configs
+            repr([check.planned(one), share]): (one, share) for one, share in configs
         }.values():
             with noted():
                 Plan.of(trial(config, share), plans[check.setting(config)].data)

@@ -48,6 +48,7 @@ class Session:
     folder: Folder
     plans: dict[str, Plan]  # by ``check.setting``; empty where the data were not read
     tune: list[Search]  # all searches of ``--tune``
+    said: set[str]  # warnings about the data and the cells
 
     def __post_init__(self) -> None:
         self.dropped = 0
@@ -90,11 +91,13 @@ class Session:
         # the same command finds its folder again
         out = grid.out or f"runs/sweep-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
         folder = Folder(Path(out).expanduser())
-        plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
-        if look:
-            check.forks([cell.config for cell in grid.cells])
-        found = searches.searches(grid, tune, plans, folder.path, trials, share) if tune else []
-        return cls(list(words), grid, folder, plans, found)
+        said: set[str] = set()
+        with check.once(said):
+            plans = check.plans([cell.config for cell in grid.cells]) if look or tune else {}
+            if look:
+                check.forks([cell.config for cell in grid.cells])
+            found = searches.searches(grid, tune, plans, folder.path, trials, share) if tune else []
+        return cls(list(words), grid, folder, plans, found, said)
 
     def refresh(self) -> None:
         """Take the values of finished searches, and scan the folder again."""
@@ -128,12 +131,13 @@ class Session:
         shared: dict[str, float] = {}  # paid once by all runs that keep the same activations
         for cell, share, runs in planned:
             config = searches.trial(cell, share)
-            plan = Plan.of(config, self.plans[check.setting(cell)].data)
+            with check.once(self.said):
+                plan = Plan.of(config, self.plans[check.setting(cell)].data)
             found = pace.of_plan(plan)
             if found is None:
                 return None
             total += runs * (found.seconds - found.shared)
-            same = repr([check.setting(config), config.image_size, blocks_above(config, plan.method)])
+            same = repr([check.source(config), config.image_size, blocks_above(config, plan.method)])
             shared[same] = max(found.shared, shared.get(same, 0.0))
         return total + sum(shared.values())
 
