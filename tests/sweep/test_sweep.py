@@ -309,6 +309,7 @@ def test_runs_wait_for_their_own_search_alone(
     [
         (["--tune", "lr"], "has no values to choose from"),
         (["--tune", "lr=1e-4"], "has no values to choose from"),
+        (["--tune", "lr=1e-4,1e-3", "--tune", "train.lr=1e-5,1e-3"], '"train.lr" is given twice'),
         (["--tune", "seed=0,1"], "is not a setting that can be tuned"),
         (["--tune", "lr=1e-4,fast"], 'train.lr is "fast"'),
         (["--tune", "method.gdro.margin=1,2"], "gdro, which is not in the grid"),

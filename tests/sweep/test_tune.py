@@ -57,6 +57,24 @@ def test_only_what_decides_how_a_run_learns_is_searched() -> None:
     assert fixed == ["data=imagefolder:/a,b", "scenario.tasks=[3,3]", "method.layers=[1,2]", "seed=1"]
 
 
+def test_a_key_with_two_lists_is_refused() -> None:
+    with pytest.raises(UserError, match=r'"train\.lr" is given twice'):
+        tuning.split(["train.lr=1e-4,3e-4", "seed=1", "train.lr=1e-5,3e-5"])
+
+
+def test_every_value_is_checked_before_the_first_trial(tmp_path: Path, tokens: list[str]) -> None:
+    def none(run: Run) -> dict[str, Any]:
+        pytest.fail("trained")
+
+    out = tmp_path / "x"
+    for most in (None, 2):
+        with pytest.raises(UserError, match=r"train\.lr is 0.*; .*tau is -1"):
+            tuning.tune([*tokens, "train.lr=1e-5,1e-4,0", "method.tau=0.1,-1"], out, none, print, most)
+    with pytest.raises(UserError, match=r"train\.lr.* is given twice"):
+        tuning.tune([*tokens, "train.lr=1e-5", "train.lr=1e-4,1e-3"], out, none, print)
+    assert not out.exists()
+
+
 def wide(config: Config) -> trials.Grid:
     return trials.rates(config, wide=True)
 

@@ -141,9 +141,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
             raise UserError(
                 f"{shown(word)} is no KEY=VALUE: use KEY=A,B; a config's name or file comes first"
             )
-        if key in given:
-            raise UserError(f"{shown(key)} is given twice: use it once, with all its values after commas")
-        given[key] = [text] if key in WHOLE else parted(text, key)
+        give(given, key, [text] if key in WHOLE else parted(text, key))
     out = given.pop("out", [None])[0]
     methods = given.get("method") or [_method_of(base)]
     own, shared = owned(given, methods)
@@ -215,6 +213,13 @@ def owned(
             case _:
                 shared[key] = values
     return own, shared
+
+
+def give(given: dict[str, list[str]], key: str, values: list[str]) -> None:
+    """Add the values of a key to those given. Raises UserError where it has some."""
+    if key in given:
+        raise UserError(f"{shown(key)} is given twice: use it once, with all its values after commas")
+    given[key] = values
 
 
 def parted(text: str, key: str) -> list[str]:

@@ -25,7 +25,7 @@ from everclip.errors import UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.tuned import searched
 from everclip.sweep import check, trials
-from everclip.sweep.grid import Cell, Grid, content, content_key, owned, parted, toml_text
+from everclip.sweep.grid import Cell, Grid, content, content_key, give, owned, parted, toml_text
 from everclip.sweep.tune import SEARCHED
 from everclip.sweep.tune import SHARE as USUAL
 from everclip.system import trust
@@ -119,7 +119,7 @@ def searches(
         share: fraction of the training images on which trials are scored; None: ``tune.SHARE``.
 
     Raises:
-        UserError: a word cannot be searched, or a value is invalid for a method.
+        UserError: a word cannot be searched or is given twice, or a value is invalid for a method.
     """
     given: dict[str, list[str]] = {}
     if ALL in words and most is None:
@@ -137,7 +137,7 @@ def searches(
             raise UserError(
                 f"--tune {key} is not a setting that can be tuned: train.KEY, method.OPTION, center"
             )
-        given[key] = values
+        give(given, key, values)
     trust.typed([*given.values()])
     own, shared = owned(given, list(dict.fromkeys(cell.config.method.name for cell in grid.cells)))
     groups: dict[str, list[Cell]] = {}

@@ -15,9 +15,9 @@ from everclip.config.values import dump
 from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
-from everclip.sweep import trials
+from everclip.sweep import check, trials
 from everclip.sweep.folder import drop_checkpoints, hold
-from everclip.sweep.grid import parted
+from everclip.sweep.grid import give, parted
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
 from everclip.training.disk import on_disk
@@ -52,7 +52,7 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     Only keys of ``SEARCHED`` are, written as in a grid: a comma in ``data`` or ``out`` belongs to a path.
 
     Raises:
-        UserError: a value is empty.
+        UserError: a value is empty, or a key is given two lists.
     """
     fixed: list[str] = []
     search: dict[str, list[str]] = {}
@@ -60,7 +60,7 @@ def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
         key, _, text = token.partition("=")
         values = parted(text, key) if key.startswith(SEARCHED) and text.strip() else [text]
         if len(values) > 1:
-            search[key] = values
+            give(search, key, values)
         else:
             fixed.append(f"{key}={values[0]}" if text else token)
     return fixed, search
@@ -82,11 +82,15 @@ def tune(
             given, each with the best values of the keys before it; at a tie the first value.
 
     Raises:
-        UserError: the config is wrong, or another process searches in ``out``.
+        UserError: the config or a value of a key is wrong, or another process searches in ``out``.
         RunError: every value of a key ends in a loss that is not finite; or the disk is full or fails.
     """
     fixed, grid = split(tokens)
     start = resolve(load_config(fixed))
+    with check.complaints() as noted:
+        for word in (f"{key}={value}" for key, values in grid.items() for value in values):
+            with noted():  # now, not when the trials before it have been trained
+                resolve(load_config([*fixed, word]))
     share = start.scenario.validation or SHARE
     fixed = [token for token in fixed if not token.startswith("scenario.validation=")]
     if not grid and most is None:
