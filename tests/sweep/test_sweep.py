@@ -175,6 +175,14 @@ def test_failures_are_named_and_retried(
     assert [(cell["state"], bool(cell["error"])) for cell in cells] == [("failed", True), ("finished", False)]
     assert main([*words, "--retry"]) == 1
     assert "gcl_lr1e30: starts" in capsys.readouterr().err
+    assert main([*words, "--print"]) == 0
+    assert "1 of 2 runs are finished; 1 failed: --retry repeats it" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0
+    assert f"0 of 2 runs are missing in {out}; 1 failed: --retry repeats it" in capsys.readouterr().out
+    assert main([*words, "--dry-run", "--retry"]) == 0
+    assert f"1 of 2 runs are missing in {out}\n" in capsys.readouterr().out
+    assert main([*words[:-1], "seed=0,1", f"out={out}"]) == 1
+    assert re.findall(r"\[./.\]", capsys.readouterr().err) == ["[3/4]", "[4/4]"]
 
 
 @pytest.mark.slow

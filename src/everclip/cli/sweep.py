@@ -77,8 +77,10 @@ def sweep(
     session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials)
     for line in (*session.asked.skipped, *session.shared()):
         print(printable(line), file=sys.stderr)
+    if retry:
+        session.retry()
     if print_ or slurm:
-        return _hand_over(session, retry, slurm, slurm_set or [])
+        return _hand_over(session, slurm, slurm_set or [])
     if not dry_run:
         devices = gpus([cell.config.device for cell in session.asked.cells])
         session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
@@ -105,18 +107,16 @@ def _fork(runs: str | None, stage: int | None) -> list[str]:
     return [f"fork={runs}@{stage}"]
 
 
-def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) -> int:
+def _hand_over(session: Session, slurm: bool, settings: list[str]) -> int:
     """Print or submit what is missing: searches first, since runs depend on their choices."""
-    if retry:
-        session.retry()
-    folder = session.folder
+    folder, left_out = session.folder, _left_out(session)
     if session.searches:
         commands = [search.command() for search in session.searches if search.key not in folder.failures]
-        print("searches first: repeat the same command when these have ended", file=sys.stderr)
+        print(f"searches first: repeat the same command when these have ended{left_out}", file=sys.stderr)
     else:
         commands = [folder.command(job) for job in session.waiting()]
-        done, every = len(session.jobs) - len(commands), len(session.jobs)
-        print(f"{done} of {every} runs are finished", file=sys.stderr)
+        done = len(session.having("finished"))
+        print(f"{done} of {len(session.jobs)} runs are finished{left_out}", file=sys.stderr)
     if not slurm:
         print_lines(shlex.join(["everclip", *words]) for words in commands)
         return 0
@@ -128,6 +128,12 @@ def _hand_over(session: Session, retry: bool, slurm: bool, settings: list[str]) 
             numbers = submit(commands, folder.path / "slurm", settings)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}")
     return 0
+
+
+def _left_out(session: Session) -> str:
+    """Return what to add about runs and searches that failed, as they are not repeated."""
+    failed = len(session.failed())
+    return f"; {failed} failed: --retry repeats {'it' if failed == 1 else 'them'}" if failed else ""
 
 
 def _show(session: Session, json: bool, dry_run: bool) -> None:
@@ -149,10 +155,15 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
         print_json(shown | ({"minutes": left and round(left / 60, 1)} if dry_run else {}))
     elif dry_run:
         folder = session.folder
-        rows = [(f"tune {search.name}", "waiting", "") for search in session.searches]
+        failures = folder.failures
+        rows = [
+            (f"tune {search.name}", "failed" if search.key in failures else "waiting", "")
+            for search in session.searches
+        ]
         rows += [(folder.place(job).name, folder.state(job), str(len(job.cells))) for job in session.jobs]
         print_columns(rows, ("run", "state", "cells"))
-        print_lines([f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {folder.path}"])
+        missing = f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {folder.path}"
+        print_lines([missing + _left_out(session)])
         if left:
             trials = ", with every trial that the searches may make" if session.searches else ""
             print(f"{duration(left)} for what is missing, one run after another{trials} (estimated)")

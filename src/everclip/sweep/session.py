@@ -17,7 +17,7 @@ from everclip.errors import UserError
 from everclip.runs import schema
 from everclip.runs.finished import read as read_run
 from everclip.sweep import check, pool, searches, view
-from everclip.sweep.folder import Folder, drop_checkpoints, tidy
+from everclip.sweep.folder import Folder, State, drop_checkpoints, tidy
 from everclip.sweep.grid import Grid, Job, content_key, read
 from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
@@ -114,7 +114,11 @@ class Session:
 
     def waiting(self) -> list[Job]:
         """Return jobs that are neither finished nor failed."""
-        return [job for job in self.jobs if self.folder.state(job) in ("waiting", "unfinished")]
+        return self.having("waiting", "unfinished")
+
+    def having(self, *states: State) -> list[Job]:
+        """Return jobs in these states."""
+        return [job for job in self.jobs if self.folder.state(job) in states]
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds of all missing runs in sequence; None where a model's operations are unknown.
@@ -179,7 +183,7 @@ class Session:
         places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
         self.dropped += sum(map(drop_checkpoints, places)) if drop else 0
         seconds, waiting = self._seconds(drop), self.waiting()
-        done = len(self.jobs) - len(waiting)
+        done, failed = len(self.having("finished")), len(self.having("failed"))
         works: dict[Work, Search | Job] = {}
         coming: dict[Search, int] = {}  # runs of each search that has not ended
         for search in self.searches:
@@ -211,9 +215,9 @@ class Session:
             return what.config.method.name if isinstance(what, Job) else view.SEARCH
 
         def total() -> int:
-            return done + len(works) + sum(coming.values())
+            return done + failed + len(works) + sum(coming.values())
 
-        with view.View(total, done, seconds, kind, ended) as shown:
+        with view.View(total, done, seconds, kind, ended, failed) as shown:
             pool.run(queue, slots, shown)
 
     def _work(self, job: Job) -> tuple[Work, Job]:
@@ -240,14 +244,13 @@ class Session:
     def _seconds(self, drop: bool) -> dict[str, list[float]]:
         """Return the seconds of finished runs, by method, and tidy their directories."""
         seconds: dict[str, list[float]] = {}
-        for job in self.jobs:
-            if self.folder.state(job) == "finished":
-                place = self.folder.place(job)
-                tidy(place)  # it may have been killed when it had its results
-                self.dropped += drop_checkpoints(place) if drop else 0
-                taken = schema.read(place / "results.json").get("seconds")
-                if taken is not None:
-                    seconds.setdefault(job.config.method.name, []).append(float(taken))
+        for job in self.having("finished"):
+            place = self.folder.place(job)
+            tidy(place)  # it may have been killed when it had its results
+            self.dropped += drop_checkpoints(place) if drop else 0
+            taken = schema.read(place / "results.json").get("seconds")
+            if taken is not None:
+                seconds.setdefault(job.config.method.name, []).append(float(taken))
         return seconds
 
     def shared(self) -> list[str]:
@@ -267,15 +270,14 @@ class Session:
     def failed(self) -> list[str]:
         """Return the name and the error of each run or search that failed."""
         named = [(f"tune {search.name}", search.key) for search in self.searches]
-        open_ = [job for job in self.jobs if self.folder.state(job) != "finished"]
-        named += [(self.folder.place(job).name, job.key) for job in open_]
+        named += [(self.folder.place(job).name, job.key) for job in self.having("failed")]
         failures = self.folder.failures
         return [f"{name}: {failures[key]}" for name, key in named if key in failures]
 
     @property
     def complete(self) -> bool:
         """Whether every cell has its results."""
-        return not self.searches and all(self.folder.state(job) == "finished" for job in self.jobs)
+        return not self.searches and len(self.having("finished")) == len(self.jobs)
 
     def cells(self) -> list[Json]:
         """Return each cell of the grid with its run, the run's state, and its main numbers."""
@@ -293,7 +295,7 @@ class Session:
 
     def comparison(self) -> Json | None:
         """Return the comparison of finished runs, a section per setting of data and memory; None without any."""
-        runs = [read_run(self.folder.place(job)) for job in self.jobs if self.folder.state(job) == "finished"]
+        runs = [read_run(self.folder.place(job)) for job in self.having("finished")]
         if not runs:
             return None
         by = [key for key in self.grid.axes if excused(key) or key.startswith("memory.")]

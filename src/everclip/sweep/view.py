@@ -76,6 +76,7 @@ class View(Watcher):
         seconds: times of finished runs by kind, to estimate those of others.
         kind: returns the kind of a work: ``SEARCH``, or the run's method.
         ended: is called when a work has ended; returns whether it is done, and its outcome in words.
+        failed: runs that failed earlier and are not repeated.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class View(Watcher):
         seconds: Mapping[str, list[float]],
         kind: Callable[[Work], str],
         ended: Callable[[Work, str | None], tuple[bool, str]],
+        failed: int = 0,
     ) -> None:
-        self._total, self._done, self._failed = total, done, 0
+        self._total, self._done, self._failed = total, done, failed
         self._seconds = {name: list(values) for name, values in seconds.items()}
         self._kind, self._ended = kind, ended
         self._follow: dict[Work, Follow] = {}
