@@ -428,6 +428,24 @@ def test_a_name_that_is_taken_and_the_folder_of_a_command(tmp_path: Path, tokens
     assert first == second != other
 
 
+def test_names_of_long_values_are_cut_to_what_a_file_may_be_called(tmp_path: Path, tokens: list[str]) -> None:
+    def places(length: int) -> list[str]:
+        long = ",".join(f'["{letter * length} {{}}"]' for letter in "aä")
+        words = [*tokens, "method=gcl,ncm", f"templates={long}", f"out={tmp_path / 's'}"]
+        session = Session.of(words, ["lr=1e-5,1e-4"])
+        for search in session.tune:
+            session.folder.log(f"tune-{search.name}").touch()
+        for job in session.jobs:
+            session.folder.log(session.folder.place(job).name).touch()
+        return [session.folder.place(job).name for job in session.jobs]
+
+    first, second = places(300)
+    assert len(first) == 246
+    assert first.startswith("ncm_templates-aaa")
+    assert second == "ncm_templates"
+    assert places(100)[0] == f"ncm_templates-{'a' * 100}"
+
+
 # Parts --------------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,8 @@ log = logging.getLogger("everclip")
 SCHEMA = 1
 _RECORD = table({"schema": lambda value: value == SCHEMA}, {"failed": mapped(text, 10**6)})
 """What is read of sweep.json."""
+LONGEST = 239
+"""Characters of a name, all of one byte, with which ``tune-NAME_123456.log`` has the 255 that a file system allows."""
 State = Literal["finished", "unfinished", "failed", "waiting"]
 
 
@@ -93,7 +95,7 @@ class Folder:
             known = self._found.get(job.key)
             name = job.name if known is None else known.path.name
             if known is None and (name in taken or len(name) >= 200):
-                name = f"{name}_{job.key[:6]}"
+                name = named(name, job.key)
             self._names[job.key] = name
             taken.add(name)
 
@@ -152,6 +154,11 @@ class Folder:
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         return logs / f"{name}.log"
+
+
+def named(name: str, key: str) -> str:
+    """Return a name with the beginning of a key; a long one is cut, as ``tune-NAME.log`` is a file's name, too."""
+    return f"{name[:LONGEST]}_{key[:6]}"
 
 
 def hold(lock: FileLock, path: Path, what: str, names: Sequence[str]) -> None:

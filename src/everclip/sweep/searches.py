@@ -25,6 +25,7 @@ from everclip.errors import UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.tuned import searched
 from everclip.sweep import check, trials
+from everclip.sweep.folder import named
 from everclip.sweep.grid import Cell, Grid, content, content_key, give, owned, parted, toml_text
 from everclip.sweep.tune import SEARCHED
 from everclip.sweep.tune import SHARE as USUAL
@@ -181,7 +182,7 @@ def _search(
     share = share or USUAL
     code = hashlib.sha256(repr([content_key(cell.config), grid, share]).encode()).hexdigest()[:16]
     rest = {key: value for key, value in cell.values.items() if key != "seed"}
-    path = folder / "tune" / f"{replace(cell, values=rest).name}_{code[:6]}"
+    path = folder / "tune" / named(replace(cell, values=rest).name, code)
     return Search(path.name, code, (*cell.words, *words), grid, path, tuple(cells), most, share)
 
 
