@@ -52,6 +52,7 @@ def test_without_a_spread_there_is_nothing_to_judge_by() -> None:
     assert stats.paired([0.5, 0.6], [0.4, 0.5]) == (pytest.approx(0.1), None, None, None, 2)
     assert stats.paired([0.1, 0.7], [0.1, 0.7]) == (0, None, None, 1, 2)
     assert stats.paired([0.1, 0.7, 0.8], [0.1, 0.7, 0.8]) == (0, 0, 0, 1, 3)
+    assert stats.paired([0.3] * 3, [0.1 + 0.2] * 3) == (pytest.approx(0), *[pytest.approx(0)] * 2, 1, 3)
 
 
 def test_a_true_difference_of_zero_is_called_significant_as_often_as_it_says() -> None:

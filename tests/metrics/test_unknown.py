@@ -30,6 +30,10 @@ def test_the_finest_rate_is_what_the_images_allow(rate: float) -> None:
     assert held_out("any", "some", np.arange(float(needed))).threshold(rate) == needed - 1  # the largest
 
 
+def test_a_rate_of_almost_one_is_the_lowest_score() -> None:
+    assert held_out("any", "some", np.arange(30.0)).threshold(1 - 1e-12) == 0
+
+
 def test_of_many_scores_some_hold_the_same_rates() -> None:
     values = np.random.default_rng(0).normal(size=12_345)
     held = held_out("any", "some", values)

@@ -69,9 +69,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     mean, low, high, n = interval(differences)
     if n == 1:
         return Paired(mean, None, None, None, 1)
-    error = _error(differences, mean)
-    if error <= 1e-12 * max(map(abs, [*first, *second])):
-        alike = abs(mean) <= error
+    error, rounding = _error(differences, mean), 1e-12 * max(map(abs, [*first, *second]))
+    if error <= rounding:
+        alike = abs(mean) <= rounding
         return Paired(mean, low if alike else None, high if alike else None, 1.0 if alike else None, n)
     return Paired(mean, low, high, float(2 * special.stdtr(n - 1, -abs(mean) / error)), n)
 

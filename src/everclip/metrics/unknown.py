@@ -54,7 +54,7 @@ class HeldOut(BaseModel):
     def threshold(self, rate: float) -> float:
         """Return t of a rate from ``finest`` to 1; see the module."""
         assert self.finest - ROUNDING <= rate < 1
-        return self.scores[math.ceil((len(self.scores) + 1) * (1 - rate) - ROUNDING) - 1]
+        return self.scores[max(1, math.ceil((len(self.scores) + 1) * (1 - rate) - ROUNDING)) - 1]
 
 
 def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
