@@ -48,7 +48,7 @@ def activations(
     found: Dataset, views: int = 1, rows: Rows | None = None, encode: Callable[[Tensor], Tensor] | None = None
 ) -> Activations:
     rows = Memory((3, 4, 4), False) if rows is None else rows
-    return Activations(pixels(found), encode or Encoder(), rows, views, [found.train, found.test])
+    return Activations(pixels(found), encode or Encoder(), rows, views, [found.train], [found.test])
 
 
 def loader(kept: Activations, augment: str = "none", seed: int = 0) -> Loader:

@@ -22,6 +22,7 @@ from everclip.data.cache.rows import RECORD, Memory, Shared, Spilled
 from everclip.data.loader import Loader
 from everclip.errors import UserError
 from everclip.models import zoo
+from everclip.models.clip import Clip
 from everclip.training import activation_cache, loop
 from everclip.training.cache_size import Amount
 from everclip.training.plan import Plan
@@ -201,9 +202,10 @@ def test_bf16_computes_the_rows_that_train_and_no_others(
         run(tmp_path / kind, *tokens, f"train.precision={kind}")
     found: list[list[Tensor]] = []
     for cache in kept:
-        for part in cache.parts:
+        for part in (*cache.train, *cache.test):
             cache.fill(part)
-        found.append([cache.load(part)[0].float() for part in cache.parts])
+        both = (cache.train, cache.test)
+        found.append([torch.cat([cache.load(part)[0].float() for part in parts]) for parts in both])
     (train, test), (train_bf16, test_bf16) = found
     assert torch.equal(test, test_bf16)
     assert 1e-4 < (train_bf16 - train).norm() / train.norm() < 2e-2
@@ -242,6 +244,41 @@ def test_wherever_rows_are_kept_a_run_is_the_same(
     assert list((tmp_path / "cache" / "activations").iterdir()) == folders, (
         "another method and seed use the same"
     )
+
+
+RIDGE = ["method=ridge", "references=none"]
+ONLINE = [*RIDGE, "scenario.kind=online", "scenario.every=6"]
+PARTS = [*RIDGE, "scenario.kind=data-incremental", "scenario.by=parts"]
+
+
+def test_where_a_class_comes_in_many_tasks_each_image_is_computed_once(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    normalise = Clip.normalise
+
+    def counting(clip: Clip, images: Tensor) -> Tensor:
+        encoded[-1] += len(images) if images.dtype == torch.uint8 else 0  # else it is rows that are there
+        return normalise(clip, images)
+
+    monkeypatch.setattr(Clip, "normalise", counting)
+    for number, cut in enumerate((RIDGE, ONLINE, PARTS)):
+        encoded.append(0)
+        run(tmp_path / str(number), *words, *cut)
+    assert encoded == [24 + 12 + 2] * 3, "and two blank ones, for sizes"
+
+
+def test_a_shared_cache_serves_every_cut_into_tasks(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, kept: list[Activations]
+) -> None:
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
+    for number, cut in enumerate((RIDGE, ONLINE, PARTS)):
+        run(tmp_path / str(number), *words, *cut, "cache.shared=true")
+    (folder,) = (tmp_path / "cache" / "activations").iterdir()
+    assert len(np.fromfile(folder / "index.bin", dtype=RECORD)) == 24 + 12
+    run(tmp_path / "alone", *words, *RIDGE)
+    groups = [{tuple(group.ids.tolist()) for group in cache._groups} for cache in kept]
+    assert groups[0] == groups[3], "whose tasks have classes of their own: those of a shared cache"
 
 
 SHARING = """

@@ -1,8 +1,9 @@
 """Decide whether, where and in what size a run keeps the activations of its model's frozen part.
 
 Config, method and model alone decide where the image tower is cut: whoever opens the run later has to cut in the same
-place. Where the activations are kept affects only the time; without room for them they are computed anew each time,
-and not rounded. docs/decisions/0009-frozen-trunk.md has the reasons.
+place. Where the activations are kept affects only the time (where a class comes in many tasks, the last bit too);
+without room for them they are computed anew each time, and not rounded. docs/decisions/0009-frozen-trunk.md has the
+reasons.
 """
 
 from __future__ import annotations
@@ -140,9 +141,9 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
         UserError: the disk has no room, but ``cache.trunk=on`` or ``cache.views`` asks for the cache.
     """
     config = plan.config
-    train, test = joined(task.train for task in plan.tasks), joined(task.test for task in plan.tasks)
     size = None if clip.trunk is None else Size.of(plan, clip)
-    rows = None if size is None else _rows(plan, clip, size, [train, test], folder, progress)
+    parts = _parts(plan)
+    rows = None if size is None else _rows(plan, clip, size, [*parts[0], *parts[1]], folder, progress)
     pixels = Pixels(
         plan.data.train.store,
         clip.eval_transform,
@@ -154,12 +155,22 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
     if rows is not None and size is not None and clip.trunk is not None:
         begin = partial(progress.aside, "computing activations to keep")
         training = partial(precision.training, clip, "bf16") if clip.trunk.bf16 else nullcontext
-        images = [train, test]
         activations = Activations(
-            pixels, clip.normalise, rows, size.views, images, size.rows, begin, training
+            pixels, clip.normalise, rows, size.views, *parts, size.rows, begin, training
         )
     light = config.distributed.gather == "light"
     return Loader(pixels, config.train.batch_size, config.train.augment, config.seed, activations, light)
+
+
+def _parts(plan: Plan) -> tuple[list[ImageSet], list[ImageSet]]:
+    """Return the training and the test images of a run, in the parts that its cache groups them by.
+
+    A cache of the run's own keeps no more of a group than a task asks for: of a group that spanned tasks, as where a
+    class comes in many, each would compute the whole. A shared cache keeps whole groups, which serve any cut into
+    tasks.
+    """
+    train, test = [task.train for task in plan.tasks], [task.test for task in plan.tasks]
+    return ([joined(train)], [joined(test)]) if plan.config.cache.shared else (train, test)
 
 
 def _rows(

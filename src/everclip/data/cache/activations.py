@@ -43,17 +43,18 @@ class Activations:
         rows: what they are kept in.
         views: augmented views kept of a training image, of which each epoch sees the next one; with 1, training sees
             the plain picture; with 0, no training rows are kept and training sees pictures.
-        parts: all images of the run: its training images, its test images.
+        train, test: all images of the run, in parts that no group spans.
         most: rows that a run keeps at any time, as planned.
         begin: is told when images are to be computed.
-        training: what is open while those of ``parts[0]`` are computed: the precision that towers train in.
+        training: what is open while those of ``train`` are computed: the precision that towers train in.
     """
 
     pixels: Pixels
     encode: Callable[[UInt8[Tensor, "b 3 s s"]], Float[Tensor, "b ..."]]
     rows: Rows
     views: int
-    parts: Sequence[ImageSet]
+    train: Sequence[ImageSet]
+    test: Sequence[ImageSet]
     most: int = 0
     begin: Begin = lambda total: silent
     training: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -63,8 +64,8 @@ class Activations:
     _contents: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        trained = grouped(self.parts[:1])
-        self._groups, self._trained = trained + grouped(self.parts[1:]), len(trained)
+        trained = grouped(self.train)
+        self._groups, self._trained = trained + grouped(self.test), len(trained)
         self._group_of = {
             sample: number for number, group in enumerate(self._groups) for sample in group.ids.tolist()
         }
