@@ -94,6 +94,18 @@ def test_a_task_whose_training_images_are_all_broken(
         run(tmp_path / "run", *tokens, f"loader.cache_mb={cache}", f"memory.budget={budget}")
 
 
+@pytest.mark.parametrize("method", ["fecam", "slda", "ridge"])
+def test_images_all_broken_that_are_first_read_when_a_task_ends(
+    tmp_path: Path, folder: Path, tokens: list[str], method: str
+) -> None:
+    """By a method that trains nothing, where nothing is kept."""
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    words = [f"method={method}", "references=none", "cache.trunk=off", "loader.cache_mb=0"]
+    with pytest.raises(RunError, match="not one training image of task 1 can be read"):
+        run(tmp_path / "run", *tokens, *words)
+
+
 @pytest.mark.parametrize("cache", [0, 100])
 def test_skipped_images_survive_a_resume(tmp_path: Path, folder: Path, tokens: list[str], cache: int) -> None:
     (folder / "train/red/0.png").write_bytes(b"")

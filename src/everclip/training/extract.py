@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -42,5 +42,14 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
 
 
 def unreadable(task: Task, part: str = "training") -> RunError:
-    """Return the error that ends a run if ``spread`` can read none of a task's training, or test, images."""
+    """Return the error that ends a run if none of a task's training, or test, images can be read."""
     return RunError(f"not one {part} image of {task.name} can be read: see the skipped images in run.log")
+
+
+def some(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:
+    """Yield batches of a task's training images. Raises RunError after the last one where there was none."""
+    batch = None
+    for batch in batches:
+        yield batch
+    if batch is None:
+        raise unreadable(task)

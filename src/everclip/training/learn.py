@@ -13,7 +13,7 @@ from everclip.data.scenario import Task, seen
 from everclip.distributed import collectives
 from everclip.models.tunings import tuning_of
 from everclip.training.context import Context
-from everclip.training.extract import spread, unreadable
+from everclip.training.extract import some, spread, unreadable
 from everclip.training.optim import Update
 from everclip.training.restore import freeze, grow
 from everclip.training.step import step
@@ -68,7 +68,7 @@ def learn(context: Context, task: Task) -> None:
     known = len(seen(context.plan.tasks[: task.index + 1]))
     gone = memory.update(new, known, features, lambda images: _scores(context, images))
     method.drop((task.train + old).samples(gone))
-    method.end_task(clip, task, loader.plain(new), loader.plain(memory.images()))
+    method.end_task(clip, task, some(loader.plain(new), task), loader.plain(memory.images()))
     loader.drop(gone)
     freeze(context.plan, clip)
     journal.finish(task.index)
