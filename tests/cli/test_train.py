@@ -104,6 +104,7 @@ BAD = [
     (["classnames=nowhere.txt"], "class names file nowhere.txt cannot be read"),
     (["templates=nowhere.txt"], "templates file nowhere.txt cannot be read"),
     (["train.lr=fast"], 'train.lr is "fast"'),
+    (["method=cassle", "train.augment=none"], "train.augment=none makes them the same"),
 ]
 
 
@@ -121,6 +122,8 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     assert part in last
     assert "Traceback" not in stderr
     assert not (tmp_path / "run").exists()
+    assert main(["train", *kept, *change, "--dry-run"]) == 2
+    assert part in capsys.readouterr().err
 
 
 def test_unreadable_pictures_and_warnings(

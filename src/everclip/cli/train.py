@@ -119,12 +119,13 @@ def _show_plan(config: Config, json: bool) -> None:
     from everclip.config.values import dump
     from everclip.runs.run import Run
     from everclip.training import pace, references
-    from everclip.training.plan import Plan, check_names
+    from everclip.training.plan import Plan, check, check_names
 
     if config.out is not None:
         Run.open(config)  # refuses what training would refuse, and makes nothing
     plan = Plan.of(config)
     check_names(config)
+    check(plan)
     lines = _tasks(plan)
     cache_bytes, kept = _cache(plan)
     found = pace.of_plan(plan)

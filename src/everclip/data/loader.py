@@ -43,6 +43,14 @@ class _Part:
 _Order = list[NDArray[np.int64]]
 _Made = TypeVar("_Made")
 
+_TWO_VIEWS = "the method compares two views of each image, and"
+
+
+def check_augment(augment: str) -> None:
+    """Refuse an augmentation that makes two views of an image the same. Raises UserError."""
+    if augment == "none":
+        raise UserError(f"{_TWO_VIEWS} train.augment=none makes them the same: use train.augment=shift_flip")
+
 
 class Loader:
     """Make batches from images.
@@ -162,11 +170,9 @@ class Loader:
 
     def _check_views(self) -> None:
         """Refuse two views of an image that would be one."""
-        same = "the method compares two views of each image, and"
-        if self.augment == "none":
-            raise UserError(f"{same} train.augment=none makes them the same: use train.augment=shift_flip")
+        check_augment(self.augment)
         if self.kept is not None and self.kept.views == 1:
-            raise UserError(f"{same} one is kept: use cache.views=4, or cache.trunk=off")
+            raise UserError(f"{_TWO_VIEWS} one is kept: use cache.views=4, or cache.trunk=off")
 
     def _part(
         self,

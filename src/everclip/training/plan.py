@@ -13,6 +13,7 @@ from everclip import data, methods, trackers
 from everclip.config import Config
 from everclip.data import policies, scenarios
 from everclip.data.images import Dataset
+from everclip.data.loader import check_augment
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
 from everclip.data.scenario import Task, merge, seen
@@ -225,13 +226,15 @@ def card_of(plan: Plan, stages: int) -> Card:
 
 
 def check(plan: Plan) -> None:
-    """Refuse what several processes cannot compute.
+    """Refuse what a run could not train, and what several processes cannot compute.
 
     Raises:
-        UserError: of the method, its options or the batch size.
+        UserError: of the method, its options or how it trains.
     """
     config, method, count = plan.config, plan.method, collectives.size()
-    name = config.method.name
+    name, first = config.method.name, plan.tasks[0]
+    if any(phase.views == 2 for phase in method.learner(first).phases(first)):
+        check_augment(config.train.augment)
     if count == 1:
         return
     if not method.capabilities.shares:
