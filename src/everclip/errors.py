@@ -60,7 +60,8 @@ class RunError(RuntimeError):
 
 
 class NonFinite(RunError):
-    """Features, a loss or a gradient with nan or inf: the settings diverge. No parameter was changed."""
+    """Features, a loss, a gradient or weights with nan or inf: the settings diverge. A step that raises it has changed
+    no parameter."""
 
 
 _NO_MEMORY = re.compile(

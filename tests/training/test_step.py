@@ -277,6 +277,32 @@ def test_ten_in_a_row_end_the_run(
     assert events.count("step") == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("train.lr=1e39", r'weights are not finite after phase "train": lower train\.lr'),
+        (
+            "train.lr=1e20 memory.policy=herding",
+            r"the model gives nan for 24 of 24 images \(ids of its first images: ",
+        ),
+        (
+            "train.lr=1e20",
+            r"the model gives nan for 12 of 12 images .*: its weights have diverged or are damaged",
+        ),
+    ],
+    ids=["weights", "features", "scores"],
+)
+def test_what_the_last_step_has_ruined_ends_the_run(
+    words: str, line: str, tmp_path: Path, toy: str, photos: str
+) -> None:
+    """No later step tells of it. Of finite weights that give nan, that is seen where the model is used."""
+    tokens = (f"data={photos}", f"model={toy}", "method=gdro", "scenario.tasks=1", "train.batch_size=64")
+    with pytest.raises(NonFinite, match=line):
+        run(tmp_path / "run", *tokens, *words.split())
+    saved = (tmp_path / "run" / "checkpoints" / "stage-000").exists()
+    assert saved == (words == "train.lr=1e20"), "where the memory asks for features, before it chooses"
+
+
 def test_a_table_takes_back_what_was_set() -> None:
     table = SampleTable(2)
     table.set([5, 3], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -13,7 +13,8 @@ from everclip.data.images import ImageSet
 from everclip.data.loader import Batch, Loader
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
-from everclip.errors import RunError
+from everclip.errors import NonFinite, RunError
+from everclip.training.nonfinite import located
 
 Rows = tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"], Int64[Tensor, " n"]]
 """Rows on the CPU, with the labels and the ids of their images."""
@@ -25,6 +26,9 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
 
     Processes share the batches, which are the same as with one process: each image is computed once, with the same
     neighbours.
+
+    Raises:
+        NonFinite: a row has a nan. An inf is none: a score of -inf is that of a class which cannot be the answer.
     """
     rows, about = [], []
     for batch in loader.plain(images, shared=True):
@@ -37,6 +41,13 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
         loader.agree()
     if found is None or columns is None:
         return None
+    wrong = columns[found.reshape(len(found), -1).isnan().any(1), 2]
+    if len(wrong):
+        where = located(f"for {len(wrong)} of {len(found)} images", wrong.tolist())
+        raise NonFinite(
+            f"the model gives nan {where}: its weights have diverged or are damaged; train with a lower"
+            " train.lr, or use another copy"
+        )
     order = torch.from_numpy(np.argsort(columns[:, 0].numpy(), kind="stable"))
     return found[order], columns[order, 1], columns[order, 2]
 

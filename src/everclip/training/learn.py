@@ -23,7 +23,7 @@ def learn(context: Context, task: Task) -> None:
     """Train on a task, phase by phase, then choose its exemplars.
 
     Raises:
-        RunError: the loss is not finite, or no image can be read.
+        RunError: the loss or what was learned is not finite, or no image can be read.
     """
     config, clip, method = context.plan.config, context.clip, context.method
     memory, loader, journal = context.memory, context.loader, context.journal

@@ -78,7 +78,7 @@ class Update:
         for number, parameter in enumerate(chosen):
             groups.setdefault((rates.get(id(parameter), head), parameter.ndim > 1), []).append(number)
         self._shards = _shared(clip, chosen) if shard else None
-        self._clip = clip
+        self._clip, self._phase, self._trained = clip, phase.name, chosen
         self.parameters = chosen if self._shards is None else self._shards.parameters
         stepped = chosen if self._shards is None else self._shards.parts
         self.optimizer = AdamW(
@@ -122,13 +122,19 @@ class Update:
         return answered()
 
     def close(self) -> None:
-        """Close the phase: the model has the weights that have trained, and nothing else of the update is left."""
+        """Close the phase: the model has the weights that have trained, and nothing else of the update is left.
+
+        Raises:
+            NonFinite: one of them is not finite. No later step tells of what the last one has made.
+        """
         shards = self._shards
         del self.optimizer, self.passes, self.parameters, self._shards
         if shards is not None:
             shards.close()
             del shards
             gc.collect()  # what FSDP hangs on its modules goes round in circles
+        if not all(bool(weight.isfinite().all()) for weight in self._trained):
+            raise NonFinite(f'weights are not finite after phase "{self._phase}": {self.advice}')
 
     def factor(self, step: int) -> float:
         """Return the rate at a 0-based step, as a fraction of its base."""
