@@ -70,6 +70,20 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Activations]:
     return made
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of pictures that trunks are given together."""
+    counts: list[int] = []
+    normalise = Clip.normalise
+
+    def counting(clip: Clip, images: Tensor) -> Tensor:
+        counts.extend([len(images)] if images.dtype == torch.uint8 else [])  # else they are rows
+        return normalise(clip, images)
+
+    monkeypatch.setattr(Clip, "normalise", counting)
+    return counts
+
+
 def weights(out: Path) -> dict[str, Tensor]:
     return zoo.load(str(out)).model.state_dict()
 
@@ -252,20 +266,19 @@ PARTS = [*RIDGE, "scenario.kind=data-incremental", "scenario.by=parts"]
 
 
 def test_where_a_class_comes_in_many_tasks_each_image_is_computed_once(
-    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, words: list[str], encoded: list[int]
 ) -> None:
-    encoded: list[int] = []
-    normalise = Clip.normalise
-
-    def counting(clip: Clip, images: Tensor) -> Tensor:
-        encoded[-1] += len(images) if images.dtype == torch.uint8 else 0  # else it is rows that are there
-        return normalise(clip, images)
-
-    monkeypatch.setattr(Clip, "normalise", counting)
-    for number, cut in enumerate((RIDGE, ONLINE, PARTS)):
-        encoded.append(0)
+    for number, cut in enumerate((RIDGE, ONLINE, PARTS), 1):
         run(tmp_path / str(number), *words, *cut)
-    assert encoded == [24 + 12 + 2] * 3, "and two blank ones, for sizes"
+        assert sum(encoded) == number * (24 + 12 + 2), "and two blank ones, for sizes"
+
+
+def test_a_task_that_does_not_train_computes_no_views(
+    tmp_path: Path, words: list[str], encoded: list[int]
+) -> None:
+    views = ["tune=top:1", "cache.views=2", "train.epochs=4"]
+    run(tmp_path / "run", *words, "method=ncm", "method.adapt=clip", *views, "references=none")
+    assert sum(encoded) == 3 * 12 + 12 + 12 + 2, "the first task, the second, the test images, two blank ones"
 
 
 def test_a_shared_cache_serves_every_cut_into_tasks(

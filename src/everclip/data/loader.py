@@ -92,9 +92,13 @@ class Loader:
         return self.activations if self.activations is not None and self.activations.views else None
 
     def prepare(self, images: ImageSet, epoch: int = 0, views: int = 1) -> None:
-        """Compute what training sees of these images in an epoch of a phase, where it is kept."""
+        """Compute what training sees of these images in an epoch of a phase, where it is kept.
+
+        Args:
+            views: of each image; 0 for the plain picture, which is all that is read where nothing trains.
+        """
         if self.kept is not None:
-            self.kept.fill(images, self.kept.drawn(epoch, views))
+            self.kept.fill(images, self.kept.drawn(epoch, views) if views else [0])
 
     def drop(self, ids: NDArray[np.int64]) -> None:
         """Free what is kept of images that no later stage sees."""

@@ -28,7 +28,7 @@ def learn(context: Context, task: Task) -> None:
     config, clip, method = context.plan.config, context.clip, context.method
     memory, loader, journal = context.memory, context.loader, context.journal
     context.record.begin_stage()
-    loader.prepare(task.train + memory.images())
+    loader.prepare(task.train + memory.images(), views=int(any(method.passes.towers(task.index))))
     new, old = loader.pixels.readable(task.train), memory.images()
     images, current = new + old, np.arange(len(new) + len(old)) < len(new)
     grow(context.plan, clip, task)
