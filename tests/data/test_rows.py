@@ -127,13 +127,26 @@ def test_a_full_disk_of_a_shared_file_names_its_folder(tmp_path: Path) -> None:
     with files_up_to(3 * rows.row_bytes // 2), pytest.raises(RunError) as error:
         put(rows, [2, 3], values(2, 1))
     assert str(error.value) == (
-        f"{rows.folder} cannot be written (File too large): make room, or set EVERCLIP_CACHE to a folder on another"
-        " disk; everclip resume goes on"
+        f"{rows.folder} cannot be written (File too large): make room, or set EVERCLIP_CACHE to a folder of your"
+        " own on a disk with room; everclip resume goes on"
     )
     put(rows, [4], values(1, 2))
     for known in (rows, shared(tmp_path)):
         assert len(known) == 2
         assert torch.equal(known.read([key(1), key(4)]), torch.cat([values(1), values(1, 2)]).half())
+
+
+def test_a_shared_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/rows cannot be written \(Not a directory\): .* EVERCLIP_CACHE"):
+        shared(tmp_path / "file")
+    rows = shared(tmp_path)
+    (rows.folder / "lock").unlink(missing_ok=True)
+    (rows.folder / "lock").mkdir()
+    with pytest.raises(RunError, match=r"/rows cannot be written \(Is a directory\)"), rows.filling():
+        pass
+    with pytest.raises(RunError, match=r"/rows cannot be written \(Is a directory\)"):
+        shared(tmp_path)
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import weakref
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -173,24 +173,38 @@ class Shared(Rows):
     def __init__(self, shape: Sequence[int], exact: bool, folder: Path, about: dict[str, Any]) -> None:
         super().__init__(shape, exact)
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
         self._known = 0
-        with self._lock:
-            if not (folder / "about.json").exists():
-                (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        self._rows, self._index = (
-            os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in ("rows.bin", "index.bin")
-        )
-        for file in (self._rows, self._index):
-            weakref.finalize(self, os.close, file)
-        self._learn()
+        with self._named():
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                if not (folder / "about.json").exists():
+                    (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            self._rows, self._index = (
+                os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in ("rows.bin", "index.bin")
+            )
+            for file in (self._rows, self._index):
+                weakref.finalize(self, os.close, file)
+            self._learn()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turn an error of the disk into a RunError that names this folder, and not the run's."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be written ({error.strerror}): make room, or set EVERCLIP_CACHE to a"
+                " folder of your own on a disk with room; everclip resume goes on"
+            ) from error
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        with self._lock:
-            self._learn()
-            os.ftruncate(self._index, self._known * RECORD.itemsize)
+        with ExitStack() as held:
+            with self._named():
+                held.enter_context(self._lock)
+                self._learn()
+                os.ftruncate(self._index, self._known * RECORD.itemsize)
             yield
 
     def _learn(self) -> None:
@@ -218,16 +232,11 @@ class Shared(Rows):
             [(*key[:2], scale, key[2], _checksum(key, row, scale)) for key, row, scale in columns],
             dtype=RECORD,
         )
-        try:
+        with self._named():
             _write(self._rows, self._known * self.row_bytes, rows)
             os.fsync(self._rows)
             _write(self._index, self._known * RECORD.itemsize, records)
             os.fsync(self._index)
-        except OSError as error:  # not the run's folder, which is named elsewhere
-            raise RunError(
-                f"{self.folder} cannot be written ({error.strerror}): make room, or set EVERCLIP_CACHE to a folder on"
-                " another disk; everclip resume goes on"
-            ) from error
         self._learn()
 
     def drop(self, ids: Collection[int]) -> None:
