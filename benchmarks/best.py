@@ -256,7 +256,7 @@ def speed() -> Json:
 
 def main() -> None:
     """Compute what is missing and write the page; first what the verdict needs."""
-    bench = Bench.from_arguments(__doc__ or "", HERE / "best")
+    bench = Bench.from_arguments(__doc__ or "", HERE / "best", "caltech50", "pacs128")
     if not SPEED.exists():
         torch.set_num_threads(1)
         write(SPEED, speed())

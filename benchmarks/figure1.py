@@ -208,9 +208,7 @@ def main() -> int:
         scratch = arguments.scratch.resolve()
         scratch.mkdir(parents=True, exist_ok=True)
         source = Path(os.environ["EVERCLIP_DATA"]).resolve()
-        pictures(source, scratch)
-        if not (scratch / "cifar100").exists():
-            (scratch / "cifar100").symlink_to(source / "cifar100")
+        pictures(source, scratch, "caltech50", "pacs128", "cifar100")
         for name in wanted:
             copy(KEPT / "runs" / name, scratch / SWEPT / name)
         print(f"on {machine()}, one run after another, about:", file=sys.stderr)

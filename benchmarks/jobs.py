@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class Bench:
     parallel: int
 
     @classmethod
-    def from_arguments(cls, about: str, results: Path, pictures_of_others: bool = True) -> Bench:
-        """Return the bench that the command line asks for; pictures that the package lacks are put in place."""
+    def from_arguments(cls, about: str, results: Path, *sets: str) -> Bench:
+        """Return the bench that the command line asks for; ``sets`` of pictures (``pictures``) are put in place."""
         parser = argparse.ArgumentParser(
             description=about, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -65,8 +66,8 @@ class Bench:
         bench = cls(arguments.scratch.resolve(), results, arguments.parallel)
         bench.scratch.mkdir(parents=True, exist_ok=True)
         bench.results.mkdir(parents=True, exist_ok=True)
-        if pictures_of_others:
-            pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch)
+        if sets:
+            pictures(Path(os.environ["EVERCLIP_DATA"]).resolve(), bench.scratch, *sets)
         return bench
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Json]:
@@ -167,6 +168,25 @@ def machines(results: Mapping[str, Json]) -> str:
     return " and ".join(sorted({run["machine"] for run in results.values() if "machine" in run}))
 
 
+def apart(first: Sequence[Json], second: Sequence[Json]) -> str:
+    """The difference of mean last accuracies in points, and its 95 % interval, a bootstrap over classes.
+
+    It says what other classes of the same kind would give, not what other seeds would.
+    """
+    gain: dict[str, float] = {}
+    count: dict[str, int] = {}
+    for runs, sign in ((first, 1), (second, -1)):
+        for run in runs:
+            for row in run["per_class"]:
+                right = sign * (row["last"] or 0.0) * row["n"] / len(runs)
+                gain[row["class"]] = gain.get(row["class"], 0.0) + right
+                count[row["class"]] = row["n"]
+    gains, counts = (np.array([part[name] for name in sorted(count)]) for part in (gain, count))
+    drawn = np.random.default_rng(0).integers(len(counts), size=(10_000, len(counts)))
+    low, high = np.percentile(100 * gains[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return f"{100 * gains.sum() / counts.sum():.1f} ({low:.1f} to {high:.1f})"
+
+
 def packed(right: NDArray[Any]) -> str:
     """Which test images are right, a bit each, as hexadecimal digits."""
     return np.packbits(right).tobytes().hex()
@@ -177,6 +197,17 @@ def unpacked(digits: str, images: int) -> NDArray[Any]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=images).astype(float)
 
 
+def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is text."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *body)] + [""]
+
+
+def paragraph(text: str) -> list[str]:
+    """Lines of running text, and an empty one."""
+    return [*textwrap.wrap(" ".join(text.split()), 110), ""]
+
+
 def write(file: Path, value: Json) -> None:
     """A JSON file, whole or not at all: one line a key, so that differences can be read."""
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
@@ -185,19 +216,24 @@ def write(file: Path, value: Json) -> None:
     half.replace(file)
 
 
-def pictures(source: Path, scratch: Path) -> None:
-    """Put caltech50/, pacs_part/ and imagenet/ into the scratch folder, from folders or archives of ``source``."""
-    for name in ("caltech50", "pacs128", "imagenet1k-sample"):
+def pictures(source: Path, scratch: Path, *sets: str) -> None:
+    """Put sets of pictures into the scratch folder, from folders or archives of ``source``.
+
+    With pacs128 comes its part pacs_part/, with imagenet1k-sample imagenet/, one picture of each class.
+    """
+    for name in sets:
         target = scratch / name
         if target.exists():
             continue
         if (source / name).is_dir():
             target.symlink_to(source / name)
-        elif (source / f"{name}.tar").exists() or name != "imagenet1k-sample":  # not every table needs it
+        elif (source / f"{name}.tar").exists():
             with tarfile.open(source / f"{name}.tar") as archive:
                 archive.extractall(scratch, filter="data")
+        else:
+            raise SystemExit(f"{source} has neither a folder {name} nor {name}.tar: see EVERCLIP_DATA")
     _one_of_each_class(scratch / "imagenet1k-sample", scratch / "imagenet")
-    if not (scratch / "pacs_part").exists():
+    if "pacs128" in sets and not (scratch / "pacs_part").exists():
         pacs_part.build(scratch / "pacs128", scratch / "pacs_part")
 
 

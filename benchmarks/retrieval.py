@@ -175,7 +175,7 @@ def parts(bench: Bench) -> Iterator[list[Job]]:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    bench = Bench.from_arguments(__doc__ or "", HERE / "retrieval", pictures_of_others=False)
+    bench = Bench.from_arguments(__doc__ or "", HERE / "retrieval")
     (HERE / "retrieval.md").write_text(page(finished(bench)), encoding="utf-8")
     for wanted in parts(bench):
         bench.run(wanted)

@@ -10,7 +10,6 @@ stopped, and what is in benchmarks/rivals/ is not run again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +17,12 @@ from typing import NamedTuple
 from benchmarks import rivals_page
 from benchmarks.defaults import cifar_part
 from benchmarks.jobs import Bench, Job, Json
-from benchmarks.methods import HELD_OUT, RIVALS
 from everclip.methods.base.registry import method_class
 
 HERE = Path(__file__).parent
+HELD_OUT = ("--data", "imagenet:imagenet")
+RIVALS = ("fecam", "layup", "rail", "bofa", "rapf", "vis", "proof", "clap4clip", "engine")
+"""Those that ``lite`` can carry."""
 PLAIN = "multilayer_lda-plain"
 """It reads pictures alone, as the other closed forms here do, and not their mirror images as well."""
 DUAL = "rail-dual"
@@ -166,9 +167,9 @@ def finished(bench: Bench) -> dict[str, Json]:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    bench = Bench.from_arguments(__doc__ or "", HERE / "rivals")
+    bench = Bench.from_arguments(__doc__ or "", HERE / "rivals", "caltech50", "cifar100", "imagenet1k-sample")
     if not (bench.scratch / "cifar100_part").exists():
-        cifar_part(Path(os.environ["EVERCLIP_DATA"]) / "cifar100", bench.scratch / "cifar100_part")
+        cifar_part(bench.scratch / "cifar100", bench.scratch / "cifar100_part")
     (HERE / "rivals.md").write_text(rivals_page.page(finished(bench)), encoding="utf-8")
     for chains in parts(bench):
         for _ in bench.follow(chains):

@@ -104,7 +104,7 @@ def main() -> None:
 
     from benchmarks.streams_page import write
 
-    bench = Bench.from_arguments(__doc__ or "", HERE / "streams")
+    bench = Bench.from_arguments(__doc__ or "", HERE / "streams", "caltech50", "pacs128")
     prepare(bench, Path(os.environ["EVERCLIP_DATA"]).resolve())
     every = jobs()
     write(bench.kept(every), machines(bench.kept(every)))
