@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from everclip.cli.export import _opened
 from everclip.data.images import ImageSet
 from everclip.data.sources.cifar100 import CifarStore
 from everclip.errors import RunError
@@ -20,7 +21,7 @@ from tests.cli.conftest import Say, say
 from tests.export.test_onnx import without_torch
 from tests.learned import coloured, learned
 from tests.pictures import COLOURS, picture
-from tests.versions import WARM, begin, colours, first, written
+from tests.versions import WARM, begin, colours, first, updated, written
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -132,6 +133,18 @@ def test_nor_on_rows_of_cifar100_which_knows_its_images_by_their_pixels(version:
     images = ImageSet(CifarStore({"test": pixels}), rows, zeros + model.labels[0], zeros, rows)
     found = quantised.samples(model, (images, images.select(rows < 2)), (None, None), 1.0)
     assert found.calibrate.rows.tolist() == [2, 3]
+
+
+def test_a_version_that_is_still_its_run_is_calibrated_on_its_own_labels(run: Path, tmp_path: Path) -> None:
+    """A run's labels are not in the order learned, which that of a version's classes is."""
+    before = begin(str(run))
+    made = updated(before, colours(tmp_path / "new", WARM, 2, 3), method="nothing")
+    written(made, before, tmp_path / "v1")
+    model, kept = _opened(str(tmp_path / "v1"), None, "onnx", True)
+    assert model.labels != tuple(range(6))
+    calibrate = quantised.samples(model, kept, (None, None), 1.0).calibrate
+    said = {model.classes[label] for label in calibrate.labels[calibrate.domains == 1].tolist()}
+    assert said == {*WARM}
 
 
 def test_images_to_calibrate_on_of_which_none_can_be_read(toy: str, tmp_path: Path) -> None:

@@ -111,8 +111,11 @@ def _opened(
 
     state = read(folder)
     assert state.model is not None  # a version that was read
+    labels = (
+        state.model.labels
+    )  # of a run, which an update may leave as it is, they are not in the order learned
     opened = state.model if names is None else state.model.among(names)
-    return opened, (state.exemplars, state.checks)
+    return opened, (state.exemplars.relabel(labels), state.checks.relabel(labels))
 
 
 def drawn(size: int) -> UInt8[Tensor, "b 3 s s"]:
