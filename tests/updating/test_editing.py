@@ -12,10 +12,12 @@ from everclip.cli.app import main
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.methods.shared.sums import Sums
-from everclip.updating import editing
+from everclip.updating import editing, start
 from everclip.updating.classifiers import scores
 from everclip.updating.editing import edit
+from everclip.updating.forgetting import forget
 from everclip.updating.state import State
+from tests.learned import learned
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
 
 
@@ -173,3 +175,57 @@ def test_what_loses_too_much_is_not_written(
     assert f"{drop:.1f} points lost and 0 allowed" in capsys.readouterr().err
     assert not out.exists()
     assert f"renamed {old} to {new}" in (tmp_path / "v2.verdict.html").read_text()
+
+
+def of_run(root: Path, toy: str, photos: str, *tokens: str) -> State:
+    """A version that classifies as the run that it was made from, which learned its classes in an order of its own."""
+    run = begin(str(learned(root / "run", toy, photos, *tokens)))
+    red = {"red": WARM["red"]}
+    made = updated(run, colours(root / "new", red, 2, 3), colours(root / "held", red, 2, 9), method="nothing")
+    state = written(made, run, root / "v1")
+    assert state.model is not None
+    assert state.model.names == state.known.names
+    return state
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most"),
+    [
+        (["method=ridge", "method.expand=64"], 100),
+        (["method=ncm", "method.feature=pooled"], 100),
+        (["method=multilayer_lda", "method.mirror=false"], 100),
+        (["method=multilayer_lda", "scenario.kind=domain-incremental"], 100),
+        (["method=ncm"], 3),
+    ],
+)
+def test_a_runs_own_classifier_that_sums_do_not_give_is_not_edited(
+    tokens: list[str],
+    most: int,
+    toy: str,
+    photos: str,
+    domains: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With other options it would be another classifier, or none that can be opened; of fewer images a worse one."""
+    monkeypatch.setattr(start, "MOST_OLDER", most)
+    data = domains if tokens[-1].startswith("scenario") else photos
+    state = of_run(tmp_path, toy, data, *tokens)
+    message = "as a run has left it, which its sums cannot give again, and cannot be edited: update it first"
+    with pytest.raises(UserError, match=message):
+        edit(state, editing.rename(state.known.names, {"red": "scarlet"}), None, 100.0)
+    with pytest.raises(UserError, match=message):
+        forget(state, ["red"], [])
+    again = updated(state, colours(tmp_path / "more", {"red": WARM["red"]}, 2, 4), method="ridge").state
+    assert "red" not in forget(again, ["red"], []).state.known.names
+
+
+def test_a_runs_own_classifier_that_sums_give_is_edited(toy: str, photos: str, tmp_path: Path) -> None:
+    state = of_run(tmp_path, toy, photos, "method=ridge", "method.lam=0.1")
+    after = edit(state, editing.rename(state.known.names, {"red": "scarlet"}), None, 100.0).state
+    assert after.model is not None
+    assert state.model is not None
+    assert state.model.labels != tuple(range(6))
+    options = [dict(one.plan.config.method.options) for one in (state.model, after.model) if one.plan]
+    assert options[0] == options[1]
+    assert after.sums.counts.tolist() == [6 if name == "red" else 4 for name in state.known.names]

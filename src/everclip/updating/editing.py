@@ -184,7 +184,7 @@ def _edited(state: State, wanted: Edit) -> State:
         exemplars=_placed(state.exemplars, wanted.place),
         checks=_placed(state.checks, wanted.place),
     )
-    return replace(after, model=solved_anew(after, state.model))
+    return replace(after, model=solved_anew(state, after))
 
 
 def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:

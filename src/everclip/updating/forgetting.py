@@ -90,7 +90,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     names = tuple(name for name in state.known.names if name not in classes)
     place = [names.index(name) if name in names else -1 for name in state.known.names]
     after = replace(state, known=state.known.placed(names, place), sums=sums, exemplars=kept, checks=checks)
-    after = replace(after, model=solved_anew(after, model))
+    after = replace(after, model=solved_anew(state, after))
     report = {
         "when": now(),
         "classes": len(classes),

@@ -37,8 +37,8 @@ from everclip.updating.state import State
 CALIBRATED = 40
 """Number of check images needed to fit a temperature."""
 DATA = "check images of the update"
-SOLVED = ("ridge", "ncm", LAYERED)
-"""The methods whose classifiers are solved from a version's sums."""
+SOLVED: dict[str, tuple[str, ...]] = {"ridge": ("prior", "lam", "unseen"), "ncm": (), LAYERED: ()}
+"""The methods whose classifiers are solved from a version's sums, and those of their options that differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,26 +126,42 @@ def _kind(model: Deployed) -> str:
     return "text" if model.reads_text else model.method
 
 
-def solved_anew(state: State, model: Deployed) -> Deployed:
-    """Return the model over the classes of ``state``. Raises UserError if its classifier cannot be solved anew."""
-    name = model.method
+def solved_anew(before: State, after: State) -> Deployed:
+    """Return the model of ``before`` over the classes and from the sums of ``after``.
+
+    Raises:
+        UserError: its classifier does not follow from the sums.
+    """
+    model = before.model
+    assert model is not None
     if model.reads_text:
-        return text_form(state.spec, state.known, model.encoder, name)
-    if name not in SOLVED:
-        raise UserError(f"{state.spec} classifies by {name}, whose weights cannot be edited: update it first")
+        return text_form(after.spec, after.known, model.encoder, model.method)
+    if not _from_sums(before):
+        raise UserError(
+            f"{before.spec} classifies by {model.method} as a run has left it, which its sums cannot give again, and"
+            " cannot be edited: update it first, with --method ridge or layers"
+        )
     assert model.plan is not None
-    options = dict(model.plan.config.method.options)
-    return closed_form(state.spec, state.known, state.frozen, {"name": name, **options}, state.sums)
+    method = {"name": model.method, **model.plan.config.method.options}
+    return closed_form(after.spec, after.known, after.frozen, method, after.sums)
 
 
-def _from_sums(state: State, model: Deployed) -> bool:
-    """Return whether a model's classifier follows from the sums: these have all images that it has learned."""
+def _from_sums(state: State) -> bool:
+    """Return whether a version's classifier follows from its sums: it is solved with the options that an update gives,
+    has no means of its own per domain, and has learned no image that is not in the sums."""
+    model = state.model
+    assert model is not None
     if model.reads_text or model.method not in SOLVED:
         return False
     assert model.plan is not None
-    assert isinstance(model.plan.method, Statistics)
-    learned, summed = model.plan.method.counts.cpu(), state.sums.counts
-    return len(learned) == len(summed) and bool((learned <= summed).all())
+    method, options = model.plan.method, dict(model.plan.config.method.options)
+    assert isinstance(method, Statistics)
+    given = {key: options[key] for key in SOLVED[model.method]}
+    usual = state.known.card("method", {"name": model.method, **given}).config().method.options
+    counts = method.counts.cpu()
+    apart = len(method.cells().counts) > int((counts > 0).sum())
+    known = counts[list(model.labels)] <= state.sums.counts  # a run's labels are not in the order learned
+    return options == dict(usual) and not apart and bool(known.all())
 
 
 def unlearned(
@@ -164,12 +180,12 @@ def unlearned(
     """
     model = state.model
     assert model is not None
-    if not _from_sums(state, model):
+    if not _from_sums(state):
         return scores(model, images, pixels), None
     if every is None:
         every = features(state.frozen, images, pixels, layered(state.frozen, state.sums))
     sums = state.sums.minus(every, torch.from_numpy(images.labels), torch.from_numpy(images.ids))
-    apart = solved_anew(replace(state, sums=sums), model).classifier
+    apart = solved_anew(state, replace(state, sums=sums)).classifier
     assert isinstance(apart, Linear)
     rows = every[:, columns_of(model.method, state.frozen)]
     return apart.scored(rows.to(apart.weight)).float().cpu().numpy(), rows
