@@ -148,6 +148,21 @@ def test_a_version_without_a_history_forgets(toy: str, tmp_path: Path) -> None:
     assert made.state.known.names == ("yellow", "blue", "green")
 
 
+def test_what_is_named_twice_is_forgotten_once(toy: str, tmp_path: Path) -> None:
+    state = four(toy, tmp_path / "a")
+    file = str(tmp_path / "a" / "cold" / "green" / "0.png")
+    once, twice = forget(state, ["red"], [file]), forget(state, ["red", "red"], [file, file])
+    assert twice.report["classes"] == 1
+    assert twice.report["images"] == 1
+    assert twice.state.known.names == once.state.known.names == ("yellow", "blue", "green")
+    assert twice.state.sums.counts.tolist() == once.state.sums.counts.tolist() == [6, 6, 5]
+    for ours, theirs in (
+        (twice.state.exemplars, once.state.exemplars),
+        (twice.state.checks, once.state.checks),
+    ):
+        assert ours.labels.tolist() == theirs.labels.tolist()
+
+
 def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:
     state = four(toy, tmp_path / "a")
     for classes, files, message in (

@@ -64,13 +64,13 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
         UserError: an unknown class, no class would be left, a file that was never learned, or a version that is
             classified by more than this can take an image out of.
     """
-    model = state.model
+    model, classes = state.model, tuple(dict.fromkeys(classes))
     if model is None or not (classes or files):
         raise UserError("nothing to forget: give --class NAME or --images FILES")
     unknown = next((name for name in classes if name not in state.known.names), None)
     if unknown is not None:
         raise UserError(f'{state.spec} knows no class "{unknown}"{suggest(unknown, state.known.names)}')
-    if len(set(classes)) == len(state.known.names):
+    if len(classes) == len(state.known.names):
         raise UserError("no class would be left: delete the folder instead")
     given, ids = _found(state, files)
     gone = [state.known.names.index(name) for name in classes]
@@ -94,7 +94,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     report = {
         "when": now(),
         "classes": len(classes),
-        "images": len(ids),
+        "images": len(np.unique(ids)),
         "exact": exact,
         "second_moments_made_anew": rebuilt,
         "weights_trained_on_them": state.tuned is not None,
