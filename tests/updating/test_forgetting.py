@@ -11,9 +11,11 @@ import torch
 from everclip import data
 from everclip.cli.app import main
 from everclip.errors import UserError
+from everclip.updating import editing
 from everclip.updating.candidates import NAMES
 from everclip.updating.forgetting import forget
 from everclip.updating.state import State
+from tests.learned import learned
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
 
 
@@ -88,6 +90,25 @@ def test_a_version_works_on_without_a_class(method: str, toy: str, tmp_path: Pat
     assert made.state.known.names == model.names
     again = updated(made.state, colours(tmp_path / "b", {"yellow": (230, 220, 50)}))
     assert again.state.known.names == ("red", "blue", "green", "yellow")
+
+
+@pytest.mark.parametrize("method", ["finetune", "ncm"])
+def test_weights_that_a_run_has_trained_are_still_there(
+    method: str, toy: str, photos: str, tmp_path: Path
+) -> None:
+    """Closed forms on a trained run's features have no trained weights of their own, but the run saw the class."""
+    run = begin(str(learned(tmp_path / "run", toy, photos, f"method={method}")))
+    one = written(
+        updated(run, colours(tmp_path / "n", {"red": WARM["red"]}), method="ridge"), run, tmp_path / "v1"
+    )
+    two = written(
+        editing.edit(one, editing.rename(one.known.names, {"red": "scarlet"}), None, 100.0),
+        one,
+        tmp_path / "v2",
+    )
+    made = forget(two, ["blue"], [])
+    assert made.report["weights_trained_on_them"] == (method == "finetune")
+    assert forget(made.state, ["scarlet"], []).report["weights_trained_on_them"] == (method == "finetune")
 
 
 def test_the_command_writes_a_version_that_proves_it(

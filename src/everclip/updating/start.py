@@ -36,7 +36,7 @@ from everclip.system.atomic import recover
 from everclip.training.restore import device
 from everclip.updating import state as states
 from everclip.updating.classifiers import Known, labels_of, widths
-from everclip.updating.state import State
+from everclip.updating.state import FROZEN_TRAINED, State
 
 MOST_OLDER = 100
 """Largest number of old images per class whose features enter the first sums."""
@@ -119,7 +119,9 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     clip = whole(model.encoder)
     base = _base(clip, config.model, config.defaults)
     templates = model.templates if clip.image_size else ()  # of features the old classes alone have text
-    return _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
+    found = _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
+    trained = model.plan.method.capabilities.trains
+    return replace(found, record={FROZEN_TRAINED: True}) if trained else found
 
 
 def _base(clip: Clip, model: str, defaults: int) -> dict[str, Any]:

@@ -50,6 +50,8 @@ from everclip.updating.classifiers import Known, layered, weights_of
 FORMAT = 1
 IMAGES = "images.zip"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
+FROZEN_TRAINED = "frozen_trained"
+"""Of update.json: whether a run has trained the frozen model on images of the first classes; not there if not."""
 
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
 _LINE = kinds.table(
@@ -62,6 +64,7 @@ _RECORD = kinds.table(
         "version": kinds.COUNT,
         "history": kinds.listed(_LINE, 10**5),
         "forgotten": kinds.listed(kinds.table({}), 10**5),
+        FROZEN_TRAINED: kinds.truth,
     },
 )
 _COLUMNS = (kinds.text, kinds.COUNT, kinds.COUNT, kinds.truth, kinds.whole(2**63 - 1), kinds.text)
@@ -122,8 +125,10 @@ class State:
         """
         made = {"version": self.version + 1, "made": now()}
         line = made | {"chosen": chosen, "images": images, "classes": list(classes)}
+        kept = {FROZEN_TRAINED: True} if self.record.get(FROZEN_TRAINED) else {}
         return {
             **made,
+            **kept,
             "parent": {"spec": self.spec, "version": self.version},
             "history": [*self.record.get("history", []), line],
             "forgotten": list(self.record.get("forgotten", [])),
