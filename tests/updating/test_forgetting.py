@@ -10,13 +10,14 @@ import torch
 
 from everclip import data
 from everclip.cli.app import main
+from everclip.data.images import content_id
 from everclip.errors import UserError
 from everclip.updating import editing
 from everclip.updating.candidates import NAMES
 from everclip.updating.forgetting import forget
 from everclip.updating.state import State
 from tests.learned import learned
-from tests.versions import COLD, WARM, begin, colours, first, updated, written
+from tests.versions import COLD, ENDS, WARM, begin, colours, first, load, updated, written
 
 
 def four(toy: str, root: Path, cold_seed: int = 0, method: str = "auto") -> State:
@@ -182,6 +183,55 @@ def test_what_is_named_twice_is_forgotten_once(toy: str, tmp_path: Path) -> None
         (twice.state.checks, once.state.checks),
     ):
         assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_class_of_which_a_check_image_alone_is_left_is_learned_from_it(
+    named: bool, toy: str, tmp_path: Path
+) -> None:
+    """Otherwise thresholds would be scored by a classifier that does not know the class, and the next update be made
+    without it. With a class that is known by name alone, distances come with the removal of that one."""
+    start = begin(toy, ["red", "blue", "pink"]) if named else begin(toy)
+    colours(tmp_path / "two", WARM)
+    colours(tmp_path / "one" / "x", {"black": ENDS["black"]}, 2, 3)
+    (tmp_path / "one" / "x" / "black").rename(tmp_path / "two" / "black")
+    new = load(f"imagefolder:{tmp_path / 'two'}", start)
+    state = written(
+        updated(start, new, method="ridge" if named else "layers", exemplars=8), start, tmp_path / "v1"
+    )
+    black = state.known.names.index("black")
+    (left,) = state.checks.of_classes([black]).ids.tolist()
+    files = sorted((tmp_path / "two" / "black").iterdir())
+    learned_ones = [str(file) for file in files if content_id(file.read_bytes()) != left]
+    after = forget(state, ["blue", "pink"] if named else [], learned_ones).state
+    black = after.known.names.index("black")
+    assert left in after.exemplars.of_classes([black]).ids.tolist()
+    assert not len(after.checks.of_classes([black]))
+    assert len(after.checks) == len(state.checks) - 1
+    assert after.model is not None
+    assert after.model.unknown is not None
+    assert (after.model.unknown.score, after.model.unknown.images) == (
+        "relative_mahalanobis",
+        len(after.checks),
+    )
+    assert np.isfinite(after.model.logits(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))).all()
+    again = updated(after, colours(tmp_path / "more", {"white": ENDS["white"]}))
+    assert {row["name"] for row in again.verdict["candidates"] if row["eligible"]} >= {
+        "means",
+        "ridge",
+        "layers",
+    }
+    with pytest.raises(
+        UserError, match='no image of "black" would be left to know it by: use --class "black"'
+    ):
+        forget(state, [], [str(file) for file in files])
+
+
+def test_the_text_tower_knows_a_class_without_an_image(toy: str, tmp_path: Path) -> None:
+    state = updated(begin(toy), colours(tmp_path / "warm", WARM), method="nothing").state
+    after = forget(state, [], [str(tmp_path / "warm" / "red")]).state
+    assert after.known.names == state.known.names
+    assert after.sums.counts.tolist() == [0, 6]
 
 
 def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:

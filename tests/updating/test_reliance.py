@@ -163,6 +163,32 @@ def test_without_check_images_there_is_no_threshold(one: State) -> None:
     assert told["unknown"]["words"].startswith("unknown pictures: no check images to set a threshold by")
 
 
+def test_a_class_that_check_images_alone_know_is_said(one: State) -> None:
+    """Not that there were none, or too few."""
+    assert one.model is not None
+    bare = replace(one.model, calibration=None, unknown=None)
+    found = np.zeros((60, 2), dtype=np.float32)
+    found[:, 1] = -np.inf
+    made, told = fitted(bare, Checked(found, np.zeros(60, dtype=np.int64)), None)
+    assert (made.calibration, made.unknown) == (None, None)
+    words = "without the check images some class has no image to be known by"
+    assert told["calibration"]["words"] == f"probabilities: {words}: there was no temperature before"
+    assert told["unknown"]["words"].startswith(f"unknown pictures: {words}; give held-out images")
+
+
+def test_a_closed_form_that_stays_has_thresholds_by_its_scores(one: State, tmp_path: Path) -> None:
+    """Its distances would take check images that it has not learned for images in its sums."""
+    assert one.model is not None
+    bare = replace(one, model=replace(one.model, unknown=None))
+    made = updated(bare, colours(tmp_path / "more", WARM, 10, 4), method="nothing", exemplars=24)
+    assert made.state.model is not None
+    held = made.state.model.unknown
+    assert held is not None
+    assert (held.score, held.images) == ("maximum_logit", 16)
+    assert made.verdict["unknown"]["score"] == "maximum_logit"
+    assert made.state.model.judge.names == ("maximum_logit",)
+
+
 def test_edits_and_forgetting_fit_anew(
     one: State, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

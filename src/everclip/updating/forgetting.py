@@ -61,8 +61,8 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
             a class that goes make its part of G exact.
 
     Raises:
-        UserError: an unknown class, no class would be left, a file that was never learned, or a version that is
-            classified by more than this can take an image out of.
+        UserError: an unknown class, no class or no image of a class would be left, a file that was never learned, or a
+            version that is classified by more than this can take an image out of.
     """
     model, classes = state.model, tuple(dict.fromkeys(classes))
     if model is None or not (classes or files):
@@ -87,6 +87,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
             others = kept.select(~np.isin(kept.labels, [other for other in gone if other <= label]))
             sums = sums.without_class(label, *_columns(state, others))
         kept, checks = (_drop(part, label) for part in (kept, checks))
+    kept, checks = _to_learn_from(sums, kept, checks)
     names = tuple(name for name in state.known.names if name not in classes)
     place = [names.index(name) if name in names else -1 for name in state.known.names]
     after = replace(state, known=state.known.placed(names, place), sums=sums, exemplars=kept, checks=checks)
@@ -143,13 +144,30 @@ def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
-    """Return the sums without the images given, and without those of some classes in the folder."""
+    """Return the sums without the images given, and without those of some classes in the folder. Raises UserError where
+    the classifier is solved from images and none of a class that stays is left."""
     own = [part.of_classes(gone) for part in (state.exemplars, state.checks)]
     sums = state.sums
     parts, _ = gather([given, *own])
     for part in parts:  # what is out already is not taken out again
         sums = sums.minus(*_columns(state, part), torch.from_numpy(part.ids))
+    assert state.model is not None
+    for label in np.unique(given.labels).tolist():
+        if label not in gone and not sums.counts[label] and not state.model.reads_text:
+            name = state.known.names[label]
+            raise UserError(f'no image of "{name}" would be left to know it by: use --class "{name}"')
     return sums
+
+
+def _to_learn_from(sums: Sums, kept: ImageSet, checks: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Return exemplars and check images. Those of a class that has none but check images in the sums become exemplars:
+    they are to be scored by a classifier that has not learned them, and it would not know the class."""
+    others = sums.labels[~torch.isin(sums.ids, torch.from_numpy(checks.ids))]
+    alone = np.setdiff1d(checks.labels, others.numpy()).tolist()
+    if not alone:
+        return kept, checks
+    (kept, checks), _ = gather([kept, checks])
+    return kept + checks.of_classes(alone), checks.select(~np.isin(checks.labels, alone))
 
 
 def _drop(images: ImageSet, label: int) -> ImageSet:

@@ -37,6 +37,7 @@ from everclip.updating.state import State
 CALIBRATED = 40
 """Number of check images needed to fit a temperature."""
 DATA = "check images of the update"
+BLIND = "without the check images some class has no image to be known by"
 SOLVED: dict[str, tuple[str, ...]] = {"ridge": ("prior", "lam", "unseen"), "ncm": (), LAYERED: ()}
 """The methods whose classifiers are solved from a version's sums, and those of their options that differ."""
 
@@ -48,20 +49,23 @@ class Checked:
     Args:
         scores: by a classifier that has not learned them, one column per class.
         labels: of the images.
-        rows: for a closed form that has them in its sums, the features that it reads.
+        rows: for a closed form that has them in its sums, the features that it reads: these set thresholds then.
     """
 
     scores: Float32[np.ndarray, "n c"]
     labels: Int64[np.ndarray, " n"]
     rows: Float32[Tensor, "n m"] | None = None
 
-    def unknown(self, model: Deployed) -> HeldOut | None:
-        """Return their unknown scores; None where a score would need features that are not there."""
+    @property
+    def blind(self) -> bool:
+        """Whether the classifier that has not learned them has no score of some class."""
+        return not bool(np.isfinite(self.scores).all())
+
+    def unknown(self, model: Deployed) -> HeldOut:
+        """Return their unknown scores."""
         name = available(model)[-1]
-        if name == LOGIT:
-            return held_out(name, DATA, maximum_logit(model, self.scores))
-        if self.rows is None:
-            return None
+        if name == LOGIT or self.rows is None:
+            return held_out(LOGIT, DATA, maximum_logit(model, self.scores))
         return held_out(name, DATA, left_out(model, name, self.rows, self.labels))
 
 
@@ -75,22 +79,22 @@ def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[
     Returns:
         also for the verdict: ``calibration`` and ``unknown``, each with ``words``.
     """
-    usable = len(checked.labels) > 0 and bool(np.isfinite(checked.scores).all())
-    calibration, told = _temperature(model, checked, before, usable)
+    calibration, told = _temperature(model, checked, before)
     held = model.unknown if model is before else None
-    if held is None and usable:
+    if held is None and len(checked.labels) and not checked.blind:
         held = checked.unknown(model)
     about: dict[str, Any] = {"score": available(model)[-1], "images": 0, "finest_rate": None}
-    words = "no check images to set a threshold by; give held-out images with predict --calibrate"
+    lacking = BLIND if checked.blind else "no check images to set a threshold by"
+    words = f"{lacking}; give held-out images with predict --calibrate"
     if held is not None:
-        about |= {"images": held.images, "finest_rate": held.finest}
+        about |= {"score": held.score, "images": held.images, "finest_rate": held.finest}
         words = f"predict --unknown-at from {100 * held.finest:.2g} % up, by {held.score} on {held.images} check images"
     about["words"] = f"unknown pictures: {words}"
     return replace(model, calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
 
 
 def _temperature(
-    model: Deployed, checked: Checked, before: Deployed | None, usable: bool
+    model: Deployed, checked: Checked, before: Deployed | None
 ) -> tuple[Calibration | None, dict[str, Any]]:
     """Return the temperature of a model, and what to say of it."""
     count, old = len(checked.labels), None if before is None else before.calibration
@@ -98,8 +102,10 @@ def _temperature(
     told: dict[str, Any] = {"images": count, "needed": CALIBRATED, "fitted": False}
     logits = checked.scores.astype(np.float64) * replace(model, calibration=None).to_logits
     lacking = None
-    if not usable or count < CALIBRATED:
+    if count < CALIBRATED:
         lacking = f"{count} check images are too few for a temperature ({CALIBRATED} are needed)"
+    elif checked.blind:
+        lacking = BLIND
     elif never := none_best(logits, checked.labels):
         lacking = f"the classifier is {never} on {count} check images, so no temperature is best"
     if model is before and old is not None:
