@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from everclip.errors import UserError
+from everclip.updating import start
 from everclip.updating.images import collect
 from tests.learned import coloured
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
@@ -40,3 +41,16 @@ def test_an_old_image_has_the_name_under_which_it_was_learned(toy: str, tmp_path
         'yellow/red.png is a picture of "yellow" in --memory, but was learned as "red": remove it there, or take it'
         f" out first: everclip forget {spec} --images FILE -o FOLDER"
     )
+
+
+def test_it_is_said_how_many_images_of_old_classes_are_used(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, said = coloured(tmp_path / "memory", WARM, 5), list[str]()
+    for most in (5, 4):
+        monkeypatch.setattr(start, "MOST_OLDER", most)
+        state = begin(toy, [*WARM], memory=memory, say=said.append)
+        assert state.older is not None
+        assert len(state.older) == 2 * most
+    head = f"--memory {memory}: 10 images of 2 classes"
+    assert said == [f"{head}, all are used", f"{head}, at most 4 per class are used"]

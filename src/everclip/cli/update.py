@@ -75,7 +75,7 @@ def update(
             (everclip datasets). New classes, or a new domain of old ones.
         test: Held-out images of old and new classes, given likewise, for the verdict and --max-drop. If it is the same
             folder as --add: its test part, or a fifth of each class.
-        memory: Images of old classes, if DEPLOYED has none of its own.
+        memory: Images of old classes, at most 100 per class, if DEPLOYED has none of its own.
         classes: A file with class names, one per line, for a model that has learned nothing.
         out: The model folder to write, new or empty.
         dry_run: Show the plan with its time and memory; train nothing.
@@ -116,8 +116,8 @@ def _run(
     options.check()
     path = None if out is None else check_new(out)
     with nullcontext() if path is None else claimed(path):
-        state = begin(deployed, *given, options.same)
-        found, held = load_both(*data, state, lambda line: print(printable(line), file=sys.stderr))
+        state = begin(deployed, *given, options.same, _say)
+        found, held = load_both(*data, state, _say)
         again = to_rebuild(index, state.version + 1)
         if path is None:
             _dry(state, found, held, options, json)
@@ -137,6 +137,10 @@ def _run(
             file=sys.stderr,
         )
     return code
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:

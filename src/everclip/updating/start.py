@@ -48,12 +48,17 @@ def nothing() -> ImageSet:
     return ImageSet(FileStore(Path(), ()), none, none, none, none)
 
 
+def unsaid(line: str) -> None:
+    """Say nothing."""
+
+
 def begin(
     spec: str,
     classes: Sequence[str] | None = None,
     memory: str | None = None,
     image_size: int | None = None,
     same: Mapping[str, str] | None = None,
+    say: Callable[[str], object] = unsaid,
 ) -> State:
     """Return the state that an update of ``spec`` starts from.
 
@@ -61,6 +66,7 @@ def begin(
         classes: of a model that has none of its own; None: it knows no class yet.
         memory: a data set with images of old classes.
         same: name in ``memory`` -> old class name, where they are one class.
+        say: called with a line on how ``memory`` was read.
 
     Raises:
         UserError: no such model, a version that is damaged, a run whose images are gone, or ``memory`` has other
@@ -77,7 +83,7 @@ def begin(
     else:
         found = _of_model(spec, classes, image_size)
     found = replace(found, place=folder.absolute())
-    return found if memory is None else _with_memory(found, memory, same)
+    return found if memory is None else _with_memory(found, memory, same, say)
 
 
 def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
@@ -152,7 +158,9 @@ def _few(images: ImageSet) -> ImageSet:
     return replace(chosen, domains=np.zeros_like(chosen.domains))
 
 
-def _with_memory(state: State, spec: str, same: Mapping[str, str] | None) -> State:
+def _with_memory(
+    state: State, spec: str, same: Mapping[str, str] | None, say: Callable[[str], object]
+) -> State:
     """Return the state with old images to learn from. Raises UserError for a class that the model does not know."""
     found = load(spec, state)
     images = everything(found)
@@ -161,7 +169,10 @@ def _with_memory(state: State, spec: str, same: Mapping[str, str] | None) -> Sta
     if unknown:
         near = suggest(unknown[0], state.known.names)
         raise UserError(f'--memory {spec} has images of "{unknown[0]}", which is no old class{near}')
-    return replace(state, older=_few(images.relabel(table)), called=found.class_names)
+    older = _few(images.relabel(table))
+    used = "all are used" if len(older) == len(images) else f"at most {MOST_OLDER} per class are used"
+    say(f"--memory {found.name}: {_counted(images)}, {used}")
+    return replace(state, older=older, called=found.class_names)
 
 
 def load(spec: str, state: State) -> Dataset:
