@@ -169,6 +169,29 @@ def test_a_picture_is_learned_once_and_under_one_name(toy: str, tmp_path: Path) 
     )
 
 
+def test_a_class_whose_images_are_all_known_is_not_learned_again(
+    toy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that grows each night has it again each night; counted as often, its old images would weigh too much."""
+    state = first(toy, tmp_path).state
+    coloured(tmp_path / "more", {"red": (200, 30, 30)}, 3, 8)
+    shutil.copytree(tmp_path / "warm" / "yellow", tmp_path / "more" / "yellow")
+    made = updated(state, load(f"imagefolder:{tmp_path / 'more'}", state))
+    assert [task.labels for task in made.state.known.tasks] == [[0, 1], [0]]
+    assert made.verdict["classes"]["again"] == ["red"]
+    assert made.verdict["facts"]["again"] == 1
+    assert made.state.record["history"][-1]["classes"] == ["red"]
+    assert "known already" not in caplog.text
+    spec = f"imagefolder:{tmp_path / 'warm'}"
+    made = updated(state, load(spec, state))
+    assert f"all images of {spec} are known already: nothing new is learned" in caplog.text
+    assert made.state.known.tasks == state.known.tasks
+    assert made.verdict["facts"]["per_class"] == 0
+    assert (made.state.version, made.state.record["history"][-1]["classes"]) == (2, [])
+    again = written(made, state, tmp_path / "v2")
+    assert again.sums.counts.tolist() == [6, 6]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -84,16 +84,16 @@ def prepare(
     state = spoken(state, new)
     tested = () if test is None else test.class_names
     pictures = collect(state, new, options.exemplars, options.same, watch, tested)
-    old, labels = set(range(len(state.known.names))), set(pictures.known.tasks[-1].labels)
+    old, labels = set(range(len(state.known.names))), set(pictures.labels)
     summed = state.sums.learned.numpy().copy()
     summed[np.unique(pictures.older.labels)] = True
-    counts = np.bincount(pictures.new.labels, minlength=len(pictures.known.names))[sorted(labels)]
+    counts = pictures.new.counts(len(pictures.known.names))[pictures.labels]
     facts = rule.Facts(
         old=len(old),
         new=len(labels - old),
         again=len(labels & old),
         images=len(pictures.new),
-        per_class=float(np.median(counts)),
+        per_class=float(np.median(counts)) if labels else 0.0,
         exemplars=len(pictures.exemplars) / len(old) if old else 0.0,
         summed=float(summed.mean()) if len(summed) else 1.0,
         layers=layered(state.frozen, state.sums),
@@ -173,7 +173,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         "classes": {
             "old": list(state.known.names),
             "new": list(pictures.known.names[old:]),
-            "again": [names[label] for label in sorted(pictures.known.tasks[-1].labels) if label < old],
+            "again": [names[label] for label in pictures.labels if label < old],
         },
         "memory": {
             "exemplars": len(after.exemplars),
@@ -249,7 +249,7 @@ def _next(
     if chosen.clip is not None:
         tuned = chosen.clip
     exemplars, kept = pictures.kept(options.exemplars, options.seed)
-    added = [trial.known.names[label] for label in trial.known.tasks[-1].labels]
+    added = [trial.known.names[label] for label in pictures.labels]
     record = state.next_record(chosen.name, len(pictures.new) + len(pictures.fresh), added)
     own = (state.spec, model, trial.known, state.frozen, tuned, trial.sums)
     return State(*own, exemplars, kept, pictures.domains, None, record), told

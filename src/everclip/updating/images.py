@@ -94,7 +94,7 @@ class Pictures:
     """All images of an update, on one store.
 
     Args:
-        known: all classes; the last task's are those of the new images.
+        known: all classes; the last task's are those of the new images, if there are any.
         new, older: images to learn: new ones, and old ones that are not in the sums yet.
         exemplars: old images to train on again.
         checks: old and new images that are never trained on; ``fresh`` are the new ones among them.
@@ -111,6 +111,11 @@ class Pictures:
     domains: tuple[str, ...]
     pixels: Pixels
     skipped: dict[str, str]
+
+    @property
+    def labels(self) -> list[int]:
+        """The classes of the new images, in order."""
+        return np.union1d(self.new.labels, self.fresh.labels).tolist()
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
         """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together, on stores of
@@ -147,25 +152,29 @@ def collect(
     known, table = united(state.known, names, same, found.name, [*tested, *state.called])
     label_of = dict(zip(present, table, strict=True))
     new = new.relabel([label_of.get(label, -1) for label in range(len(found.class_names))])
-    labels = sorted(set(table))
-    number = state.version + 1
-    known = replace(known, tasks=(*known.tasks, CardTask(name=f"update {number}", labels=labels)))
-    domains = found.domain_names if len(found.domain_names) > 1 else (f"update {number}",)
+    name = f"update {state.version + 1}"
+    domains = found.domain_names if len(found.domain_names) > 1 else (name,)
     new = replace(new, domains=new.domains + len(state.domains))
     sets = [new, state.older or nothing(), state.exemplars, state.checks]
     (new, older, kept, checks), skipped = gather(sets, conflicts=True)
     pixels = decoded(new, state.encoder, KEPT_BYTES)
     _look(pixels, [new, older, kept, checks], watch)
     new, older, kept, checks = (pixels.readable(part) for part in (new, older, kept, checks))
-    for label in labels:
+    for label in sorted(set(table)):
         if not (new.labels == label).any():
-            name = known.names[label]
-            raise UserError(f'no image of "{name}" in {found.name} can be read: replace or drop them')
+            raise UserError(
+                f'no image of "{known.names[label]}" in {found.name} can be read: replace or drop them'
+            )
     learned = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
     for part in (kept, checks):
         learned |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
     _one_name(known, new, older, learned, state.spec)
     new = new.select(~np.isin(new.ids, [*older.ids.tolist(), *learned]))
+    if len(new):  # a class whose images were all known is not learned again
+        task = CardTask(name=name, labels=np.unique(new.labels).tolist())
+        known = replace(known, tasks=(*known.tasks, task))
+    else:
+        log.warning("all images of %s are known already: nothing new is learned", found.name)
     new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
     older = older.select(~np.isin(older.ids, np.concatenate([kept.ids, checks.ids])))
     again = np.isin(older.ids, [*learned])  # towers may have been trained on these, so they check nothing
