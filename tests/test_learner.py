@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import importlib.machinery
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def test_each_save_goes_back_to_the_one_before(learner: everclip.Learner, tmp_pa
         learner.update(*pictures([name]))
         learner.save(tmp_path / name)
     assert everclip.Learner(str(tmp_path / "white" / "before")).classes == ["red", "black", "blue", "green"]
+    for seed in (50, 60):
+        learner.learn(*pictures(["red"], seed))
+    learner.save(tmp_path / "last")
+    record = json.loads((tmp_path / "last" / "update.json").read_text())
+    assert record["parent"] == {"spec": str(tmp_path / "white"), "version": 4}
+    assert (record["version"], len(record["history"])) == (6, 6)
     assert main(["rollback", str(tmp_path / "white")]) == 0
 
 

@@ -148,8 +148,7 @@ class Learner:
         *,
         features: Features | None = None,
     ) -> Learner:
-        """Take a batch of a stream. Batches are learned together: when something is asked of the learner, or once
-        256 images have come. Returns the learner.
+        """Take a batch of a stream, to learn once something is asked, or at 256 images. Returns the learner.
 
         Raises:
             UserError: as ``learn``, here or when something is asked; none of the images that waited is then learned.
@@ -226,7 +225,8 @@ class Learner:
         return embedding.every(clip, given).numpy()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder (new or empty) that all commands and ``load`` accept. Returns its path.
+        """Write a model folder (new or empty) that all commands and ``load`` accept. The version before it is the one
+        loaded or saved last; the verdict is of the last update since then alone. Returns its path.
 
         Raises:
             UserError: the folder is not empty or in use, or nothing was learned since loading.

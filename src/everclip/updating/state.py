@@ -117,7 +117,7 @@ class State:
         return int(self.record.get("version", 0))
 
     def next_record(self, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the record of the version after this one.
+        """Return the record of the version after this one, but for its parent, which is known when it is written.
 
         Args:
             chosen: what makes it.
@@ -129,7 +129,6 @@ class State:
         return {
             **made,
             **kept,
-            "parent": {"spec": self.spec, "version": self.version},
             "history": [*self.record.get("history", []), line],
             "forgotten": list(self.record.get("forgotten", [])),
         }

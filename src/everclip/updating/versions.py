@@ -35,23 +35,26 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     """
     source = before.place
     texts = files(outcome.verdict)
+    # several updates may lie between the two, in memory alone
+    parent = {"spec": before.spec, "version": before.version}
+    after = replace(outcome.state, record={**outcome.state.record, "parent": parent})
     if before.model is None:  # no class was known: there is nothing to go back to
-        write(outcome.state, folder, texts, None)
+        write(after, folder, texts, None)
     elif source is not None and _is_model(source) and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
             raise UserError(f"{before.spec} has changed since the update began: update it again")
-        write(outcome.state, folder, texts, source)
+        write(after, folder, texts, source)
     elif before.model.identity and source is not None and not (source / FILE).is_file():
         # the model alone would be kept, without what it has learned from
         raise UserError(f"{before.spec} has gone since the update began: put it back, and repeat this")
     else:
         with stage(folder) as scratch:
             save(before.model, scratch)
-            write(outcome.state, folder, texts, scratch)
-    model = outcome.state.model
+            write(after, folder, texts, scratch)
+    model = after.model
     assert model is not None
     return replace(
-        outcome.state,
+        after,
         spec=str(folder),
         place=folder.absolute(),
         model=replace(model, identity=identity(folder)),
