@@ -230,6 +230,8 @@ def test_the_gate_counts_points(toy: str) -> None:
     assert not gate_of(result, 1.4, state)["passed"]
     assert gate_of(result, 1.4, state)["drop"] == 1.5
     assert gate_of(None, 1.0, state)["drop"] is None
+    close = gate_of(result | {"old_after": 0.88995}, 1.0, state)
+    assert (close["passed"], close["drop"]) == (False, 1.005)  # not 1.0, which would be allowed
     told = gate_of(result, 1.5, state)
     assert told["unmeasured"] == ["yellow"]
     assert told["words"] == "old classes 90.0 % -> 88.5 % on 7 held-out images of 1 of 2 classes"

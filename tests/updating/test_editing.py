@@ -172,7 +172,7 @@ def test_what_loses_too_much_is_not_written(
     out = tmp_path / "v2"
     words = ["classes", str(tmp_path / "v1"), "rename", f"{old}={new}", "-o", str(out), "--max-drop", "0"]
     assert main(words) == 3
-    assert f"{drop:.1f} points lost and 0 allowed" in capsys.readouterr().err
+    assert f"{drop:g} points lost and 0 allowed" in capsys.readouterr().err
     assert not out.exists()
     assert f"renamed {old} to {new}" in (tmp_path / "v2.verdict.html").read_text()
 

@@ -195,7 +195,7 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
         print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
         return 0
     print(
-        f"gate not met: {gate['words']}, {gate['drop']:.1f} points lost and {gate['max_drop']:g} allowed;"
+        f"gate not met: {gate['words']}, {gate['drop']:g} points lost and {gate['max_drop']:g} allowed;"
         f" no model was written, see {path}.verdict.html{hint}",
         file=sys.stderr,
     )

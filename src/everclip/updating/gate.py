@@ -118,7 +118,7 @@ def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict
         words = "no held-out images of old classes: not measured"
     else:
         before, after = 100 * result["old_before"], 100 * result["old_after"]
-        passed, drop = before - after <= allowed + 1e-9, round(before - after, 2)
+        passed, drop = before - after <= allowed + 1e-9, round(before - after, 4)
         images = sum(counts.get(name, 0) for name in old)
         of = f"{len(old) - len(lacking)} of {len(old)} classes"
         words = f"old classes {before:.1f} % -> {after:.1f} % on {images} held-out images of {of}"
