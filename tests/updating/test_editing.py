@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from everclip.cli.app import main
+from everclip.cli.update import pairs
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.methods.shared.sums import Sums
@@ -133,6 +134,15 @@ def test_the_command(four: State, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "cold" in capsys.readouterr().out
 
 
+def test_names_with_an_equals_sign_are_renamed() -> None:
+    names = ("a", "a=b", "red")
+    assert pairs(["a=b=c", "red = x=y"], "rename", "OLD=NEW", names) == {"a=b": "c", "red": "x=y"}
+    assert pairs(["a=c"], "rename", "OLD=NEW", names) == {"a": "c"}
+    for words in (["a=b="], ["a"], ["=a"]):
+        with pytest.raises(UserError, match="use OLD=NEW, two class names"):
+            pairs(words, "rename", "OLD=NEW", names)
+
+
 def test_bad_input_writes_nothing(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +153,10 @@ def test_bad_input_writes_nothing(
         (["rename", "red=scarlet"], "needs --out"),
         (["rename", "red", "-o", "x"], "use OLD=NEW"),
         (["rename", "-o", "x"], "use OLD=NEW"),
+        (
+            ["rename", "red=a", "red=b", "-o", "x"],
+            'rename has "red" twice, as "a" and as "b": give one of them',
+        ),
         (["merge", "red", "yellow", "-o", "x"], "--into NAME"),
         (["remove", "red", "--into", "y", "-o", "x"], "--into NAME"),
         (["remove", "pink", "-o", "x"], "no class is called"),

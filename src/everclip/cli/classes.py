@@ -76,7 +76,7 @@ def _edit(what: str, known: Sequence[str], names: Sequence[str], into: str | Non
         return editing.merge(known, names, into or "")
     if what == "remove":
         return editing.remove(known, names)
-    return editing.rename(known, pairs(names or [""], "rename", "OLD=NEW"))
+    return editing.rename(known, pairs(names or [""], "rename", "OLD=NEW", known))
 
 
 def _list(state: State, json: bool) -> None:

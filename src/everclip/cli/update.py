@@ -143,13 +143,26 @@ def _say(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-def pairs(words: Iterable[str], given: str, form: str) -> dict[str, str]:
-    """Map class names to class names. Raises UserError for a word that has not the ``form``."""
-    found = {}
+def pairs(words: Iterable[str], given: str, form: str, known: Iterable[str] = ()) -> dict[str, str]:
+    """Map class names to class names.
+
+    Args:
+        known: names that may stand first, which may have a = in them; the longest that fits is meant.
+
+    Raises:
+        UserError: a word that has not the ``form``, or a name that stands first twice.
+    """
+    names, found = sorted(known, key=len, reverse=True), dict[str, str]()
     for word in words:
-        first, _, second = (part.strip() for part in word.partition("="))
+        first = next((name for name in names if word.startswith(f"{name}=")), word.partition("=")[0])
+        second = word[len(first) + 1 :].strip()
+        first = first.strip()
         if not (first and second):
             raise UserError(f'{given} is "{word}": use {form}, two class names')
+        if first in found:
+            raise UserError(
+                f'{given} has "{first}" twice, as "{found[first]}" and as "{second}": give one of them'
+            )
         found[first] = second
     return found
 
