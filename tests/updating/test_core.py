@@ -16,7 +16,7 @@ from everclip.metrics.calibration import fit, probabilities
 from everclip.metrics.unknown import held_out
 from everclip.system import checkpoint
 from everclip.system.checkpoint import BEFORE
-from everclip.updating import core
+from everclip.updating import core, start
 from everclip.updating import images as pictures
 from everclip.updating.gate import gate_of
 from everclip.updating.images import collect, plain
@@ -220,6 +220,23 @@ def test_a_run_is_updated_from_its_images(toy: str, photos: str, tmp_path: Path)
     assert again.sums.counts.tolist() == [4] * 6 + [6]
     assert rollback(tmp_path / "v1") == (tmp_path / "v1", tmp_path / "v1.undone")
     assert open_model(str(tmp_path / "v1")).names == open_model(str(tmp_path / "run")).names
+
+
+def test_what_a_run_has_learned_is_recognised_from_another_folder(
+    toy: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of its images that are not learned again."""
+    monkeypatch.setattr(start, "MOST_OLDER", 2)
+    run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=ncm")
+    monkeypatch.chdir(tmp_path)
+    state = begin("run")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    known = Path(photos.partition(":")[2]) / "train"
+    shutil.copytree(known / "red", tmp_path / "t" / "red")
+    test = load(coloured(tmp_path / "t", {"blue": (40, 60, 220)}, 3, 9), state)
+    made = updated(state, colours(tmp_path / "purple", {"purple": (150, 30, 160)}), test)
+    assert (made.verdict["test"]["images"], made.verdict["test"]["duplicates"]) == (3, 4)
 
 
 def test_the_gate_counts_points(toy: str) -> None:

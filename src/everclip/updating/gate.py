@@ -40,11 +40,11 @@ def unseen(
     images, pixels = holdout(pictures.known, test, state.encoder, watch, same)
     learned = (pictures.new, pictures.older, pictures.checks, pictures.exemplars)
     fresh = ~np.isin(images.ids, np.concatenate([state.sums.ids.numpy(), *(part.ids for part in learned)]))
-    before = of_run(Path(state.spec).expanduser())
+    before = of_run(state.place or Path(state.spec).expanduser())
     if before is not None:  # of a run's training images some alone are learned again
         fresh &= ~before.among(images)
     if not fresh.any():
-        raise UserError(f"all images of --test {test.name} are also in --add: keep some apart")
+        raise UserError(f"all images of --test {test.name} are also learned, or were: keep some apart")
     left_out = int((~fresh).sum())
     if left_out:
         log.warning("%d images of --test %s are also learned, and are not tested", left_out, test.name)
