@@ -215,7 +215,10 @@ def choose(
     """Return the candidate to keep, and why. Raises UserError where none can name the new classes."""
     possible = [one for one in made if one.eligible]
     if not possible:
-        raise UserError("no candidate can recognise all classes: give images of the old ones with --memory")
+        raise UserError(
+            "no candidate can recognise all classes: give images of the old ones with --memory (in Python: among those"
+            " to learn)"
+        )
     by_name = {one.name: one for one in possible}
     if method != AUTO:
         if method not in by_name:

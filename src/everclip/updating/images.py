@@ -81,7 +81,7 @@ def united(
         if wanted not in every and near is not None:
             raise UserError(
                 f'class "{name}" of {where} looks like "{near}" spelled differently: rename the folder, or'
-                f' use --same "{name}={near}"'
+                f' use --same "{name}={near}" (in Python: call it "{near}")'
             )
         if wanted not in every:
             every.append(wanted)
@@ -221,7 +221,7 @@ def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int
                 also, remedy = "was learned", forget
             raise UserError(
                 f'{key} is a picture of "{one}", but {also} as "{two}": if they are one class use'
-                f' --same "{one}={two}", else {remedy}'
+                f' --same "{one}={two}" (in Python: call both "{two}"), else {remedy}'
             )
 
 
@@ -245,7 +245,9 @@ def holdout(
     unknown = [found.class_names[label] for label in np.unique(images.labels).tolist() if table[label] < 0]
     if unknown:
         near = {plain(name): name for name in known.names}.get(plain(unknown[0]))
-        hint = f': did you mean "{near}"?' if near else ": leave that class out, or add it with --add"
+        hint = (
+            f': did you mean "{near}"?' if near else ": leave that class out, or give images of it to learn"
+        )
         what = "which is neither an old nor a new class"
         raise UserError(f'--test {found.name} has images of "{unknown[0]}", {what}{hint}')
     (images,), _ = gather([images.relabel(table)])

@@ -112,7 +112,9 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
         except trust.Refused:  # whose remedy is another one
             raise
         except UserError as error:
-            raise UserError(f"{error}; or give images of its classes with --memory DATA") from error
+            raise UserError(
+                f"{error}; or give images of its classes with everclip update --memory DATA"
+            ) from error
         assert model.plan is not None
         older = _older(model, model.plan.tasks)
     else:
