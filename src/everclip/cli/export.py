@@ -111,9 +111,8 @@ def _opened(
 
     state = read(folder)
     assert state.model is not None  # a version that was read
-    labels = (
-        state.model.labels
-    )  # of a run, which an update may leave as it is, they are not in the order learned
+    # of a run, which an update may leave as it is, they are not in the order learned
+    labels = state.model.labels
     opened = state.model if names is None else state.model.among(names)
     return opened, (state.exemplars.relabel(labels), state.checks.relabel(labels))
 
