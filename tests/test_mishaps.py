@@ -138,14 +138,25 @@ def test_an_out_that_looks_like_a_setting(tmp_path: Path, tokens: list[str]) -> 
     assert Run.read_config(tmp_path / "lr=1e-4").seed == 0
 
 
-@pytest.mark.parametrize("out", ["~nosuchuser/x", "x" * 300])
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("~nosuchuser/x", "a user who has no home folder here: write the path in full"),
+        ("x" * 300, "cannot be used (File name too long): give another out"),
+    ],
+)
 def test_an_out_that_cannot_be(
-    tmp_path: Path, tokens: list[str], out: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tokens: list[str],
+    out: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = main(["train", tokens[0], "model=local-dir:/nonexistent", f"out={out}"])
-    assert code == 2
-    assert not list(tmp_path.glob("*x*"))
+    assert main(["train", *tokens, "scenario.tasks=2", "train.steps=1", f"out={out}"]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_checkpoints_are_sorted_by_number(tmp_path: Path, tokens: list[str]) -> None:

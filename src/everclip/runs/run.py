@@ -112,7 +112,7 @@ class Run:
         Raises:
             UserError: ``out`` is a file, a folder that is no run, or a run of another config.
         """
-        path = default_path(config) if config.out is None else Path(os.path.expanduser(config.out))
+        path = default_path(config) if config.out is None else Path(config.out).expanduser()
         run = cls(path, config.model_copy(update={"out": str(path)}))
         try:
             run._check()
