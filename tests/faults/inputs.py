@@ -9,7 +9,7 @@ import time
 import tomllib
 import zlib
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from everclip.cli.app import main
-from everclip.config import known_keys
+from everclip.config import Config, known_keys
+from everclip.config.values import flat
 from everclip.data.images import Store
 from everclip.data.pixels import Pixels
 
@@ -150,6 +151,8 @@ VALUES += [
     "1" * 5000,
     "[[[[",
 ]
+LEFT_OPEN = {key for key, value in flat(Config().model_dump()).items() if value is None}
+"""Keys that are filled in where nobody says what they are."""
 METHODS = ["gdro", "gcl", "finetune", "foster", "joint", "wise_ft"]
 
 
@@ -200,7 +203,7 @@ def configs(rng: np.random.Generator, count: int, base: Sequence[str], folder: P
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             code = main(["train", *tokens, "--dry-run", "--json"])
-        bad = _wrong(tokens, code, out.getvalue(), err.getvalue())
+        bad = wrong(tokens, code, out.getvalue(), err.getvalue())
         if bad:
             return {"ok": False, "why": f"{bad}: {tokens}"[:1500]}
         refused += code == 2
@@ -227,7 +230,7 @@ def _toml(value: str) -> str:
         return json.dumps(value)
 
 
-def _wrong(tokens: Sequence[str], code: int, out: str, err: str) -> str:
+def wrong(tokens: Sequence[str], code: int, out: str, err: str) -> str:
     """What is wrong with an answer to settings; empty where nothing is."""
     last = (err.splitlines() or [""])[-1]
     if "Traceback" in err or code not in (0, 2):
@@ -237,14 +240,31 @@ def _wrong(tokens: Sequence[str], code: int, out: str, err: str) -> str:
         if len(lines) != 1 or not last.startswith("error: ") or len(last) > LONGEST:
             return f"no short line: {err[-800:]}"
         return ""
-    held = json.loads(out)["config"]
-    for token in tokens:
-        key = token.partition("=")[0]
-        if key.endswith(".toml"):
-            continue
-        value: Any = held
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return f'"{key}" was silently ignored'
-            value = value[part]
+    held = flat(json.loads(out)["config"])
+    for key, (text, value) in _given(tokens).items():
+        if key not in held or not _holds(held[key], key, text, value):
+            return f"{key}={text} has become {held.get(key, 'nothing')}"
     return ""
+
+
+def _given(tokens: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Keys of settings, those of a file and those after it, each with its value as text and as TOML reads it."""
+    given: dict[str, tuple[str, Any]] = {}
+    for token in tokens:
+        if token.endswith(".toml"):
+            read = tomllib.loads(Path(token).read_text(encoding="utf-8"))
+            given |= {key: (str(value), value) for key, value in flat(read).items()}
+        else:
+            key, _, text = token.partition("=")
+            given[key] = (text.strip(), tomllib.loads(f"x = {_toml(text)}")["x"])
+    return given
+
+
+def _holds(held: Any, key: str, text: str, value: Any) -> bool:
+    """Whether a complete config holds a value as it was given."""
+    if value in ("none", "auto"):
+        return held in (None, value) or key in LEFT_OPEN
+    with suppress(ValueError):
+        if isinstance(held, float):
+            return held == float(text)  # ".5" is no TOML, but may stand after "="
+    return held in (value, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def test_mistaken_configs(bench: Bench, toy: str, photos: str, tmp_path: Path) -
     )
     assert row["ok"], row
     assert 0 < row["refused"] < 100
+
+
+def test_a_setting_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "mistaken.toml"
+    file.write_text("seed = 3\n[train]\nlr = 1e-4\nclip_norm = 'none'\n")
+    good = {"seed": 3, "train": {"lr": 1e-4, "clip_norm": None, "warmup": 0.5}}
+    for tokens in ([str(file), "train.warmup=.5"], ["seed=3", "train.lr=1e-4", "train.clip_norm=none"]):
+        assert inputs.wrong(tokens, 0, json.dumps({"config": good}), "") == ""
+        for lost in ({"seed": 0}, {"train": good["train"] | {"lr": None}}, {"train": {}}):
+            assert inputs.wrong(tokens, 0, json.dumps({"config": good | lost}), "")
 
 
 @pytest.mark.slow
