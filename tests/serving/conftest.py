@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,8 @@ def made(toy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     versions.written(more, state, root / "v2")
     for name, colour in COLOURS.items():
         picture(colour, 7).save(root / f"{name}.png")
-    assert main(["embed", str(root / "v1"), str(root / "warm"), "-o", str(root / "vectors")]) == 0
+    with chdir(root):  # the ids are the names as given: none shows a path of this machine
+        assert main(["embed", "v1", "warm", "-o", "vectors"]) == 0
     return root
 
 

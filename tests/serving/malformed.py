@@ -17,6 +17,10 @@ from tests.pictures import COLOURS, picture
 Rng = np.random.Generator
 TELLING = ("Traceback", "/tmp", tempfile.gettempdir(), "everclip/")
 """What no answer may have: traces, and paths of the server."""
+UNANSWERED = ("no HTTP", "half a request", "odd chunks", "an odd header")
+"""Kinds of mistakes that may end a connection without an answer."""
+GOOD = ("a changed picture", "a picture cut short", "an odd request line", "an odd type")
+"""Kinds of mistakes that may be none: a picture may still be one, and a request line one of the server's own."""
 
 
 def requests(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -36,23 +40,26 @@ def alike(one: tuple[int, Any], other: tuple[int, Any]) -> bool:
     return one[0] == other[0] and parts[0] == parts[1] and np.allclose(*shares, atol=1e-4)
 
 
-def wrong(answer: bytes, raw: bytes = b"") -> str:
-    """Say what is wrong with an answer to one of them; empty if nothing is. None at all is an answer as well."""
-    if not answer or raw.startswith(b"HEAD "):
-        return ""
+def wrong(answer: bytes, raw: bytes = b"", kind: str | None = None) -> str:
+    """Say what is wrong with an answer to a mistake of a kind, or of any; empty if nothing is."""
+    if not answer:
+        return "" if kind in (None, *UNANSWERED) else "no answer"
     head, _, body = answer.partition(b"\r\n\r\n")
-    status = head.split(b" ")[1:2]
-    if status and status[0] in (b"100", b"200"):
-        return ""  # a changed picture may still be one
+    telling = [part for part in TELLING if part.encode() in body]
+    if telling:
+        return f"it tells too much: {telling[0]} in {body[:200]!r}"
+    status = (head.split(b" ")[1:2] or [b""])[0]
+    if status in (b"100", b"200"):
+        return "" if kind in (None, *GOOD) or (status, kind) == (b"100", "an odd header") else "taken for right"
+    if status not in (b"400", b"404", b"405", b"408", b"413", b"415", b"422", b"503"):
+        return f"status {status}"
+    if raw.startswith(b"HEAD ") and not body:
+        return ""
     try:
         error = json.loads(body)["error"]
     except (ValueError, LookupError, TypeError):
         return f"no JSON with an error: {answer[:200]!r}"
-    if not status or status[0] not in (b"400", b"404", b"405", b"408", b"413", b"415", b"422", b"503"):
-        return f"status {status}"
-    if "\n" in error or any(part in error for part in TELLING):
-        return f"it tells too much: {error}"
-    return ""
+    return f"several lines: {error}" if "\n" in error else ""
 
 
 def _post(path: str, body: bytes, kind: str = "image/png", length: object = None) -> bytes:

@@ -203,7 +203,7 @@ def test_what_is_refused(
 def test_limits(made: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes, declared or not; pixels; requests at a time; seconds for a body."""
     body = (made / "red.png").read_bytes()
-    monkeypatch.setattr(app, "SECONDS", 0.3)
+    monkeypatch.setattr(app, "SECONDS", 3)
     with serving(made / "v1", limits=Limits(body=len(body), pixels=40 * 40, waiting=1)) as client:
         assert client.ask("/predict", body)[0] == 200
         assert client.ask("/predict", body + b"x")[0] == 413
@@ -218,6 +218,7 @@ def test_limits(made: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch) -
         slow = threading.Thread(target=_send_half, args=(client.port, head, answers := []))
         slow.start()
         while client.ask("/health")[1]["waiting"] == 0:
+            assert slow.is_alive()
             time.sleep(0.01)
         status, answer, headers = client.whole("/predict", body)
         assert (status, headers["retry-after"]) == (503, "1")
@@ -243,7 +244,7 @@ def test_malformed_requests_are_answered_in_a_line(client: Client, made: Path) -
     with ThreadPoolExecutor(16) as pool:
         sent = list(malformed.requests(0, 210))
         for (kind, raw), answer in zip(sent, pool.map(client.send, [raw for _, raw in sent]), strict=True):
-            assert not malformed.wrong(answer, raw), (kind, raw[:200], answer[:300])
+            assert not malformed.wrong(answer, raw, kind), (kind, raw[:200], answer[:300])
     assert malformed.alike(client.ask("/predict", body), before)
     assert not client.lines
 
@@ -253,8 +254,13 @@ def test_what_would_be_wrong_is_noticed() -> None:
         return f"HTTP/1.1 {status} X\r\nA: b\r\n\r\n{text}".encode()
 
     assert not malformed.wrong(answer(400, '{"error": "one line"}'))
+    for kind, right in (("no HTTP", True), ("half a request", True), ("an odd option", False)):
+        assert (not malformed.wrong(b"", kind=kind)) == right
+    for kind, right in (("a changed picture", True), ("an odd type", True), ("a huge picture", False)):
+        assert (not malformed.wrong(answer(200, "{}"), kind=kind)) == right
     for status, text in (
         (500, '{"error": "x"}'),
+        (200, '{"class": "red", "file": "/tmp/x"}'),
         (400, "Traceback"),
         (422, '{"error": "Traceback (most recent call last)"}'),
         (422, '{"error": "/tmp/x"}'),
