@@ -36,20 +36,31 @@ from everclip.cli.app import main
 from tests.faults import strikes
 from tests.faults.strikes import Strike
 
-PACKAGE = str(Path(everclip.__file__).parent)
+PACKAGE = Path(everclip.__file__).parent
 PARTS = ("step", "save", "memory", "test", "between")
 _OWNERS = {
-    "checkpoint.py": "save",
-    "keeper.py": "save",
-    "memory.py": "memory",
-    "policies.py": "memory",
-    "evaluate.py": "test",
-    "run.py": "between",
-    "record.py": "between",
-    "loop.py": "between",
-    "restore.py": "between",
+    "system/checkpoint.py": "save",
+    "training/checkpointer.py": "save",
+    "data/memory.py": "memory",
+    "data/policies/": "memory",
+    "training/evaluate.py": "test",
+    "training/testing.py": "test",
+    "training/retrieve.py": "test",
+    "runs/run.py": "between",
+    "training/recorder.py": "between",
+    "training/loop.py": "between",
+    "training/restore.py": "between",
 }
-"""The part that a file's calls belong to; those of other files belong to a step."""
+"""The part that the calls of a file, or of a folder's files, belong to; those of other files belong to a step."""
+assert all((PACKAGE / name).exists() for name in _OWNERS), "a file has moved: no kill would hit its part"
+
+
+def _owner(file: str) -> str | None:
+    """The part that the calls of a file belong to; None outside of the package."""
+    if not file.startswith(f"{PACKAGE}/"):
+        return None
+    below = file.removeprefix(f"{PACKAGE}/")
+    return next((part for name, part in _OWNERS.items() if below.startswith(name)), "step")
 
 
 class Counter:
@@ -73,8 +84,8 @@ class Counter:
         name = frame.f_code.co_filename
         part = self._part.get(name)
         if part is None:
-            owner = _OWNERS.get(os.path.basename(name), "step")
-            part = self._part[name] = PARTS.index(owner) if name.startswith(PACKAGE) else -1
+            owner = _owner(name)
+            part = self._part[name] = -1 if owner is None else PARTS.index(owner)
         if part < 0:
             return
         if name.endswith("loop.py") and frame.f_code.co_name == "train" and event in ("call", "return"):
