@@ -191,10 +191,14 @@ class World:
         return f"changed: {', '.join(changed[:3])}" if changed else ""
 
     def _snapshot(self) -> dict[str, str]:
-        ours = {"place", "out"}
-        files = (
-            path for top in self.root.iterdir() if top.name not in ours for path in (top, *top.rglob("*"))
-        )
+        ours = (
+            "payload.py",
+            "it",
+            ".it",
+        )  # in the place: the folder, and what lies beside it while it is replaced
+        tops = [top for top in self.root.iterdir() if top.name not in ("place", "out")]
+        tops += [top for top in self.place.iterdir() if not top.name.startswith(ours)]
+        files = (path for top in tops for path in (top, *top.rglob("*")))
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             if path.is_file()

@@ -17,6 +17,7 @@ from tests.faults.strikes import Strike
 
 TIMED = 3
 """Pairs of an item that begin apart by a time."""
+UNSTOPPED = "the first was not stopped"
 
 
 class Pair:
@@ -34,17 +35,18 @@ class Pair:
     def stopped(self, number: int) -> list[str]:
         """What is wrong where the second comes while the first has stopped before that call."""
         first = self.plain[0].command.order(self.work, strike=Strike(str(self.work), number, what="stop"))
-        return self._run(first)
+        wrong, stopped = self._run(first)
+        return wrong if stopped else [*wrong, UNSTOPPED]
 
     def apart(self, delay: float) -> list[str]:
         """What is wrong where the second begins so many seconds after the first."""
-        return self._run(self.plain[0].command.order(self.work), delay)
+        return self._run(self.plain[0].command.order(self.work), delay)[0]
 
-    def _run(self, first: dict[str, object], delay: float = 0.0) -> list[str]:
+    def _run(self, first: dict[str, object], delay: float = 0.0) -> tuple[list[str], bool]:
         second = self.plain[1].command.order(self.work)
         patience = 1.5 * self.plain[1].seconds + 0.5
-        *ended, _ = self.bench.forks.both(first, second, delay, patience)
-        return self._judged(ended)
+        *ended, stopped = self.bench.forks.both(first, second, delay, patience)
+        return self._judged(ended), stopped
 
     def _judged(self, ended: list[Ended]) -> list[str]:
         wrong = [
@@ -82,9 +84,9 @@ def appeared(bench: Bench, plain: Undisturbed, number: int) -> list[str]:
     target, kind = plain.command.target, ("folder", "file")[number % 2]
     first = plain.command.order(work, strike=Strike(str(work), number, what="stop"))
     call = order([target, kind], call=f"{type(plain.command).__module__}:appear", cwd=work)
-    ended, planted, _ = bench.forks.both(first, call, patience=60.0)
+    ended, planted, stopped = bench.forks.both(first, call, patience=60.0)
     found = look(work)
-    wrong = touched(plain.before, found, plain.own)
+    wrong = touched(plain.before, found, plain.own) + ([] if stopped else [UNSTOPPED])
     if planted.out.strip() == "nothing":
         wrong += [] if ended.status == 0 else [f"exit {ended.status}: {ended.err[-300:]}"]
         return wrong + plain.expected.differences(found)

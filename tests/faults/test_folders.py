@@ -49,6 +49,11 @@ def test_harm_is_noticed(bench: Bench, tmp_path: Path) -> None:
     assert world.harm() == "changed: canary/theirs.json"
     (world.root / "more").write_text("x")
     assert world.harm() == "changed: canary/theirs.json, more"
+    (world.place / "it").mkdir()
+    (world.place / ".it.lock").touch()
+    assert world.harm() == "changed: canary/theirs.json, more"
+    (world.place / "authorized_keys").touch()
+    assert world.harm() == "changed: canary/theirs.json, more, place/authorized_keys"
     (world.root / "place" / "EXECUTED").write_text("x")
     assert world.harm() == "code of the folder has run"
 

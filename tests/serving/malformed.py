@@ -50,7 +50,9 @@ def wrong(answer: bytes, raw: bytes = b"", kind: str | None = None) -> str:
         return f"it tells too much: {telling[0]} in {body[:200]!r}"
     status = (head.split(b" ")[1:2] or [b""])[0]
     if status in (b"100", b"200"):
-        return "" if kind in (None, *GOOD) or (status, kind) == (b"100", "an odd header") else "taken for right"
+        return (
+            "" if kind in (None, *GOOD) or (status, kind) == (b"100", "an odd header") else "taken for right"
+        )
     if status not in (b"400", b"404", b"405", b"408", b"413", b"415", b"422", b"503"):
         return f"status {status}"
     if raw.startswith(b"HEAD ") and not body:
