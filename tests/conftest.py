@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,21 @@ def data_root() -> Path:
     if not root:
         pytest.skip("EVERCLIP_DATA names no folder of real pictures")
     return Path(root)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Permissions hold, also where tests run as root; skips where root cannot do without its rights."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, bits = ctypes.CDLL(None), 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    head, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(head, rights)
+    fewer = (ctypes.c_uint32 * 6)(rights[0] & ~bits, *rights[1:])
+    secure = libc.prctl(27)  # with the bit 4, SECBIT_NO_SETUID_FIXUP, access(2) does not restore them
+    if libc.prctl(28, secure | 4) or libc.capset(head, fewer):
+        pytest.skip("root cannot do without its rights here")
+    yield
+    libc.capset(head, rights)
+    libc.prctl(28, secure)

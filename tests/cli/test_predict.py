@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -363,9 +362,8 @@ def test_bad_input_gives_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("unprivileged")
 def test_a_folder_that_cannot_be_written(run: Path, tmp_path: Path, say: Say) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root writes everywhere")
     run = shutil.copytree(run, tmp_path / "run")
     run.chmod(0o500)
     _, _, err = say("predict", run, "--calibrate", held_out(tmp_path / "held"))

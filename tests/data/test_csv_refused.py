@@ -175,9 +175,8 @@ def test_bad_domains(tmp_path: Path, header: str, cells: list[str], message: str
     assert str(caught.value) == (said if said.startswith("domain") else f"{file} {said}")
 
 
+@pytest.mark.usefixtures("unprivileged")
 def test_an_unreadable_list(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
     file = listed(tmp_path / "list.csv", "path,label", photos(tmp_path, 2, 2))
     file.chmod(0)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\): give a csv file"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -250,9 +249,8 @@ def test_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.usefixtures("unprivileged")
 def test_an_unreadable_class(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
     root = val(train(tmp_path))
     (root / "train" / A).chmod(0)
     with pytest.raises(UserError, match=rf"{A} cannot be read \(Permission denied\): check its permissions"):

@@ -29,6 +29,15 @@ def test_a_dry_run_refuses_what_training_would(
     assert "give" in said[0].err
 
 
+@pytest.mark.usefixtures("unprivileged")
+def test_a_folder_that_cannot_be_written(tmp_path: Path, tokens: list[str]) -> None:
+    tmp_path.chmod(0o500)
+    said = rf"out={tmp_path}/run cannot be used \({tmp_path} is not writable\): give another out"
+    with pytest.raises(UserError, match=said):
+        run(tmp_path / "run", *tokens)
+    tmp_path.chmod(0o700)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

@@ -251,6 +251,14 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.usefixtures("unprivileged")
+def test_a_new_folder_where_nothing_can_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=rf"cannot be written \(no permission in {tmp_path}\): give another"):
+        check_new(tmp_path / "new" / "one")
+    tmp_path.chmod(0o700)
+
+
 @pytest.mark.parametrize("code", [None, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
 def test_a_new_file_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
