@@ -796,20 +796,22 @@ def test_a_search_within_trials_is_found_again_and_used(
     assert capsys.readouterr().out.startswith("everclip tune")
 
 
+def test_slurm_without_submitit(
+    tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)  # as where it is not installed
+    assert main(["sweep", *tokens, "method=ncm", f"out={tmp_path / 's'}", "--slurm"]) == 2
+    assert 'pip install "everclip[slurm]", or use --print' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its child
 def test_slurm(tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", *tokens, "method=ncm", f"out={tmp_path / 's'}", "--slurm"]
-    try:
-        import submitit  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        assert main(words) == 2
-        assert 'pip install "everclip[slurm]", or use --print' in capsys.readouterr().err
-        return
+    pytest.importorskip("submitit")
     from everclip.sweep.slurm import Command, submit
 
     if shutil.which("sbatch") is None:
-        assert main(words) == 2
+        assert main(["sweep", *tokens, "method=ncm", f"out={tmp_path / 's'}", "--slurm"]) == 2
         assert "--slurm" in capsys.readouterr().err
     session = Session.of([*tokens, "method=ncm", f"out={tmp_path / 's'}"])
     commands = [session.folder.command(job) for job in session.jobs]
