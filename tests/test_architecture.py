@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "everclip"
 FILES = sorted(SOURCE.rglob("*.py"))
 MOST_LINES, MOST_FUNCTION = 320, 65
-TEST = r"test_\w+"
 
 
 def methods_named(tree: ast.AST) -> set[str]:
@@ -102,10 +101,27 @@ def test_every_promise_of_security_names_tests_that_exist() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and line != "| promise | test |"]
     assert len(rows) > 15
     for row in rows:
-        assert "| `tests/" in row
-        for file, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?`", row.rpartition(" | ")[2]):
-            text = (ROOT / file).read_text(encoding="utf-8")
-            assert re.search(rf"^def {name or TEST}\(", text, re.MULTILINE), row
+        cell = row.rpartition(" | ")[2]
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", cell)
+        assert named, row
+        found = [tests_of(file, name) for file, name in named]
+        assert all(found), row
+        fast = any(not slow for tests in found for slow in tests)
+        assert cell.startswith("`tests/" if fast else "slow: `tests/"), row
+
+
+def tests_of(file: str, name: str) -> list[bool]:
+    """Whether each test of a file, or the one of a name, is slow."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    every = any("pytestmark = pytest.mark.slow" in ast.unparse(node) for node in tree.body)
+    tests = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    return [
+        every or "pytest.mark.slow" in map(ast.unparse, test.decorator_list)
+        for test in tests
+        if name in ("", test.name)
+    ]
 
 
 def _code(function: ast.FunctionDef) -> list[int]:

@@ -92,8 +92,11 @@ def _until(client: Client, key: str, value: object) -> None:
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_told_to_look_again(made: Path, tmp_path: Path) -> None:
-    """The same version after kill -9; SIGHUP opens it again; SIGTERM answers what has arrived, and ends with 0."""
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=lambda stop: stop.name)
+def test_killed_stopped_and_told_to_look_again(made: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    """The same version after kill -9; SIGHUP opens it again; SIGTERM and Ctrl-C answer what has arrived, and end it
+    with 0.
+    """
     body = (made / "red.png").read_bytes()
     (tmp_path / "current").symlink_to(made / "v2")
     with process(tmp_path / "current", tmp_path / "log") as (started, client):
@@ -109,7 +112,7 @@ def test_killed_stopped_and_told_to_look_again(made: Path, tmp_path: Path) -> No
         with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
             connection.sendall(half % len(body) + body[:10])
             _until(client, "waiting", 1)
-            os.kill(started.pid, signal.SIGTERM)
+            os.kill(started.pid, stop)
             time.sleep(0.5)
             connection.sendall(body[10:])
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")

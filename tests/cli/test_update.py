@@ -51,7 +51,7 @@ def test_what_follows_an_update(
     assert main(["evaluate", out, "--data", world["test"], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"] == pytest.approx(verdict["test"]["accuracy"])
-    assert main(["predict", out, "--calibrate", coloured(tmp_path / "c", WARM | COLD, 8, 4)]) in (0, 2)
+    assert main(["predict", out, "--calibrate", coloured(tmp_path / "c", WARM | COLD, 8, 4)]) == 0
     assert main(["export", out, "-o", str(tmp_path / "x")]) == 0
     purple = coloured(tmp_path / "purple", {"purple": (150, 30, 160)}, 6)
     again = ["update", out, "--add", purple, "--test", world["test"], "--max-drop", "100"]

@@ -160,11 +160,10 @@ def test_a_second_view_differs_and_leaves_the_first_alone(found: Dataset) -> Non
         assert torch.equal(plain.images, both.images)
         assert not torch.equal(both.images, both.second)
     again = run(loader(found), found, 2, Phase(views=2))
-    assert all(
-        torch.equal(a.second, b.second)
-        for a, b in zip(two, again, strict=True)
-        if a.second is not None and b.second is not None
-    )
+    for first, second in zip(two, again, strict=True):
+        assert first.second is not None
+        assert second.second is not None
+        assert torch.equal(first.second, second.second)
 
 
 def test_two_views_without_augmentation_are_refused(found: Dataset) -> None:

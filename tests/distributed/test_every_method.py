@@ -67,7 +67,9 @@ def forms(photos: str, toy: str) -> list[str]:
     for name in plugins.names("methods"):
         if Plan.of(configured(*words(name, toy, photos))).method.capabilities.shares:
             more = " method.width=64" if f"method={name}" in WIDE else ""
-            more += " train.lr=1e-3" if name == "icarl" else ""  # by its own rate it learns less than rounding does
+            more += (
+                " train.lr=1e-3" if name == "icarl" else ""
+            )  # by its own rate it learns less than rounding does
             found.append(f"{name}{more}")
     return [*found, *MORE]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from everclip.errors import UserError
@@ -32,8 +32,6 @@ def test_golden_losses() -> None:
     texts = torch.tensor([[1, 0], [0, 1], [1, 0]], dtype=torch.float64)
     near(clip_loss(IMAGES, texts, math.log(100)), 0.71957656)
     near(clip_loss(IMAGES, texts, 100.0), 3.5643824)
-    noisy = torch.tensor([[0.8, 0.6], [0, 1], [1, 0]], dtype=torch.float64)
-    near(cross_entropy(IMAGES @ noisy.T, torch.arange(3)), 1.06342558)
 
 
 def test_golden_rule() -> None:

@@ -86,10 +86,10 @@ def test_sizes_are_bounded(tmp_path: Path) -> None:
     ids=["lists", "key", "table", "inline key", "tables"],
 )
 def test_toml_that_is_nested_too_deeply(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TooDeep):
         parse_toml(text)
-    assert time.perf_counter() - start < 1  # the parser alone takes minutes for a key of so many parts
+    assert time.process_time() - start < 1  # the parser alone takes minutes for a key of so many parts
 
 
 @pytest.mark.parametrize(

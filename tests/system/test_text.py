@@ -116,8 +116,15 @@ def test_results_of_strangers_are_shown_printable(tmp_path: Path, capsys: pytest
     run_folder(tmp_path / "runs" / "b", 0.6, method="gdro", config={"method.note": "x\u009b2J"})
     run_folder(tmp_path / "runs" / "c", 0.6, method="gdro")
     run_folder(tmp_path / "other", 0.6, method="gdro", classes=[CLEAR])
-    for words in ([], ["--json"], ["--csv"], ["--latex"], ["--by", CLEAR], ["--fail-if", f"gdro<{CLEAR}"]):
-        main(["compare", str(tmp_path / "runs"), *words])
+    for words, code in (
+        ([], 0),
+        (["--json"], 0),
+        (["--csv"], 0),
+        (["--latex"], 0),
+        (["--by", CLEAR], 2),
+        (["--fail-if", f"gdro<{CLEAR}"], 2),
+    ):
+        assert main(["compare", str(tmp_path / "runs"), *words]) == code
         told = capsys.readouterr()
         assert not OBEYED.search(told.out + told.err), words
     assert main(["compare", str(tmp_path / "runs"), str(tmp_path / "other")]) == 2
@@ -156,8 +163,9 @@ def test_files_with_odd_names_are_told_printable(
         assert main(["predict", str(tmp_path / "run"), str(tmp_path / "data"), *words]) == 0
         told = capsys.readouterr()
         assert not OBEYED.search(told.out + told.err)
-    main(["evaluate", str(tmp_path / "run"), "--data", data])
-    assert not OBEYED.search(capsys.readouterr().out)
+    assert main(["evaluate", str(tmp_path / "run"), "--data", data]) == 0
+    told = capsys.readouterr()
+    assert not OBEYED.search(told.out + told.err)
     Progress().say(CLEAR)
     logging.getLogger("everclip").warning("%s", CLEAR)
     assert not OBEYED.search(capsys.readouterr().err)

@@ -66,6 +66,7 @@ def stopped_at_every_step(tmp_path: Path, *tokens: str) -> None:
     whole, stops = run(tmp_path / "whole", *tokens), 0
     while (parts := run_for(tmp_path / "parts", 1, *tokens)) is None:
         stops += 1
+        assert stops < 1000
     assert stops == sum(line["event"] == "step" for line in logged(tmp_path / "whole"))
     assert timeless(parts) == timeless(whole)
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
@@ -234,9 +235,10 @@ def broken(tmp_path: Path) -> str:
 def test_images_found_broken_on_the_way(cache: int, tmp_path: Path, broken: str, toy: str) -> None:
     """Which images a task counts is settled when it begins: one that breaks later does not change the order."""
     words = [broken, f"model={toy}", "scenario.tasks=2", f"loader.cache_mb={cache}", "train.batch_size=2"]
-    whole = run(tmp_path / "whole", *words)
+    whole, stops = run(tmp_path / "whole", *words), 0
     while (parts := run_for(tmp_path / "parts", 3, *words)) is None:
-        pass
+        stops += 1
+        assert stops < 1000
     assert len(parts["skipped_images"]) == 3
     assert timeless(parts) == timeless(whole)
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
