@@ -15,7 +15,7 @@ from tests.faults import inputs
 from tests.faults.bench import FACTORS, LEAST, Bench, combination
 from tests.faults.forks import Forks
 from tests.faults.goals import GOALS, KILLS
-from tests.faults.stages import stages
+from tests.faults.stages import judged, stages
 from tests.marks import slow_after
 
 
@@ -130,6 +130,17 @@ def test_one_of_two_processes_killed(bench: Bench) -> None:
 def test_many_stages(bench: Bench, tmp_path: Path) -> None:
     row = stages(tmp_path / "stages", bench.folder / "model", 60, every=0.1)
     assert row["ok"], row
+
+
+def test_a_leak_over_many_stages_is_noticed() -> None:
+    def looks(size: int, every: int) -> list[tuple[int, int, int]]:
+        """Two a stage, at the second of which a checkpoint is written."""
+        seen = [(done, 500_000_000 + size * done, 5 + done // every) for done in range(1, 60)]
+        return [look for a, b, c in seen for look in ((a, b, c), (a, b, c + 4))]
+
+    assert judged(0, 60, looks(50_000, 1000))["ok"]
+    for code, size, every in ((1, 0, 1000), (0, 1_000_000, 1000), (0, 0, 10)):
+        assert not judged(code, 60, looks(size, every))["ok"]
 
 
 @pytest.mark.slow
