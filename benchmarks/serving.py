@@ -227,7 +227,7 @@ def attacked(port: int, body: bytes) -> Json:
     sent = list(malformed.requests(1, MALFORMED))
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda one: client.send(one[1], PATIENCE), sent))
-    bad = [(kind, malformed.wrong(answer, raw)) for (kind, raw), answer in zip(sent, got, strict=True)]
+    bad = [(kind, malformed.wrong(answer, raw, kind)) for (kind, raw), answer in zip(sent, got, strict=True)]
     statuses = Counter(answer.split(b" ")[1].decode() if answer else "no answer" for answer in got)
     return {
         "wrong": [(kind, why) for kind, why in bad if why],

@@ -76,7 +76,7 @@ def _short(line: str) -> str:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none."""
-    with readable(f"{what} file {path}", "give a text file"):
+    with readable(f"{what} file {str(path)[:200]}", "give a text file"):
         text = read_text(path)
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not lines:
