@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from everclip.models import zoo
+from everclip.models.clip import Clip
 from tests.methods.stages import TIMM, clip_with
 
 
@@ -18,3 +20,9 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> str:
 def model(request: pytest.FixtureRequest, toy: str, convolutional: str) -> str:
     """Spec of a small model, of either kind."""
     return {"ViT": toy, "EfficientNet": convolutional}[request.param]
+
+
+@pytest.fixture(scope="module")
+def clip(toy: str) -> Clip:
+    """A small ViT, loaded anew for each file of tests."""
+    return zoo.load(toy)

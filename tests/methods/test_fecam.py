@@ -10,18 +10,12 @@ import torch
 from torch.testing import assert_close
 
 from everclip.methods.shared.gaussian import correlation, covariance, inverse, spread
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import by_class, learn, make, near, on_apples_gpu, pictures, scores
 
 FIRST = torch.tensor([[1, 0], [0.8, 0.6], [0.6, 0.8]], dtype=torch.float64)
 SECOND = torch.tensor([[0, 1], [-0.6, 0.8], [0.28, 0.96]], dtype=torch.float64)
 QUERY = torch.tensor([[0.5, 0.75**0.5]], dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 def of_rows(clip: Clip, *classes: torch.Tensor, **options: Any) -> Any:

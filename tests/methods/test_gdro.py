@@ -15,16 +15,10 @@ from everclip.data.scenario import Task
 from everclip.losses import contrastive
 from everclip.methods.gcl import Gcl
 from everclip.methods.gdro import Gdro
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.plain import PROMPTS, batch, cosines, images, log_means, saved, similarity, step
 
 TAU, MARGIN = 0.1, 0.3
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 def gdro(clip: Clip, labels: list[int], **options: Any) -> Gdro:

@@ -14,11 +14,6 @@ from tests.methods.closed import LABELS, QUERY, T, by_class, learn, make, near, 
 from tests.methods.test_rail import P
 
 
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
-
-
 @pytest.mark.parametrize(
     ("lam", "expected"),
     [(0.1, [0.0710277, 0.08620974, 0.65303685]), (1.0, [0.17236877, 0.19387889, 0.4154904])],

@@ -17,14 +17,8 @@ from everclip.losses import contrastive
 from everclip.methods.finetune import Finetune
 from everclip.methods.gcl import Gcl
 from everclip.methods.gdro import Gdro
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.plain import PROMPTS, STORE, batch, cosines, step
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 def task_of(labels: list[int], domains: list[int] | None = None, first: int = 0) -> Task:

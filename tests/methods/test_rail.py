@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch.testing import assert_close
 
 from everclip.methods.rail import Fused
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import LABELS, QUERY, T, by_class, learn, make, near, pictures, scores
 
 P = torch.tensor([[1, -1, 0.5], [-0.5, 1, 1]], dtype=torch.float64)
 NAMES = torch.tensor([[1, 0], [0, 1], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 def test_golden_primal(clip: Clip) -> None:

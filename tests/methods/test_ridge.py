@@ -18,7 +18,6 @@ from everclip.errors import RunError, UserError
 from everclip.methods.shared import closed_form
 from everclip.methods.shared.closed_form import best_lam, least
 from everclip.methods.shared.ridge import GRID
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.seeding import generator
 from tests.methods.closed import (
@@ -41,11 +40,6 @@ from tests.methods.closed import (
 from tests.methods.plain import PROMPTS, images, saved
 
 W = [[0.81293331, -0.30830112, 0.33345604], [-0.25707099, 0.73900239, 0.35492975]]
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 @pytest.mark.parametrize("blocks", [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2, 3], [4, 5]], [[5], [2, 4], [0, 3, 1]]])

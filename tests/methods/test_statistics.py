@@ -42,11 +42,6 @@ from tests.methods.plain import PROMPTS, images, saved
 from tests.running import run
 
 
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
-
-
 def test_ncm_golden(clip: Clip) -> None:
     method = of_rows(clip, "ncm")
     give(method, range(6))

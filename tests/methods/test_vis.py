@@ -7,16 +7,10 @@ import torch
 
 from everclip.methods.shared.ridge import RidgeMethod
 from everclip.methods.vis import Vis
-from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import LABELS, QUERY, T, make, near
 from tests.methods.stages import Course, same, state
 from tests.methods.test_rail import P
-
-
-@pytest.fixture(scope="module")
-def clip(toy: str) -> Clip:
-    return zoo.load(toy)
 
 
 @pytest.fixture
