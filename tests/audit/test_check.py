@@ -157,14 +157,41 @@ def test_near_pairs_are_those_of_all_cosines(monkeypatch: pytest.MonkeyPatch) ->
     whole = rows @ rows.T
     wanted = {(i, j) for i in range(60) for j in range(i + 1, 60) if whole[i, j] >= 0.8} - {(3, 7)}
     monkeypatch.setattr(twins, "BLOCK", 16)
-    pairs, count = twins.near(rows, contents, 0.8)
-    assert count == len(wanted) > 20
+    pairs, count, leaked = twins.near(rows, contents, 0.8, 60)
+    assert (count, leaked) == (len(wanted), 0)
+    assert count > 20
     assert {pair[:2] for pair in pairs} == wanted
     assert [pair.cosine for pair in pairs] == sorted((pair.cosine for pair in pairs), reverse=True)
     monkeypatch.setattr(twins, "MOST_PAIRS", 5)
-    fewer, same = twins.near(rows, contents, 0.8)
-    assert (len(fewer), same) == (5, count)
+    fewer, *same = twins.near(rows, contents, 0.8, 60)
+    assert (len(fewer), same) == (5, [count, 0])
     assert fewer == pairs[:5]
+
+
+def test_near_pairs_between_the_parts_are_counted_and_kept_however_many_are_nearer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A series of training pictures, nearer to each other than the test pictures that belong to it."""
+    rng = torch.Generator().manual_seed(0)
+    series = torch.ones(30, 16) + 0.01 * torch.randn(30, 16, generator=rng)
+    series[20:28] += 0.2 * torch.randn(8, 16, generator=rng)
+    series[28:] *= -1
+    rows = torch.nn.functional.normalize(series, dim=1)
+    whole = rows[:20] @ rows[20:].T
+    monkeypatch.setattr(twins, "BLOCK", 8)
+    monkeypatch.setattr(twins, "MOST_PAIRS", 100)
+    pairs, count, leaked = twins.near(rows, np.arange(30), 0.9, 20)
+    assert count > 190 + 100
+    assert leaked == int((whole.amax(0) >= 0.9).sum()) == 8
+    nearest = whole[whole >= 0.9].sort(descending=True).values[:100]
+    assert all(pair.first < 20 <= pair.second for pair in pairs)
+    assert [pair.cosine for pair in pairs] == pytest.approx(nearest.tolist(), abs=1e-6)
+    monkeypatch.setattr(twins, "MOST_PAIRS", 10_000)
+    every = twins.near(rows, np.arange(30), 0.9, 20)[0]
+    assert every[:100] == pairs
+    assert [pair.first < 20 <= pair.second for pair in every] == sorted(
+        [pair.first < 20 <= pair.second for pair in every], reverse=True
+    )
 
 
 def test_contents_that_are_not_known_are_no_group() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +69,8 @@ class Findings:
         sides: ``[n, 2]``, width and height in pixels; 0 where they cannot be told.
         groups: places of pictures that are the same byte for byte; first those in both parts, then those under several
             labels.
-        pairs: near duplicates, the nearest first; ``near`` counts them all.
+        pairs: near duplicates, first those of a training and a test picture, of each kind the nearest; ``near`` counts
+            them all, and ``near_leaked`` the test pictures among them that are near a training picture.
         suspects: pictures for which another class is ahead, the greatest doubt first; None: not looked for.
         broken: place -> why the picture cannot be decoded.
     """
@@ -83,6 +83,7 @@ class Findings:
     groups: list[list[int]]
     pairs: list[Pair]
     near: int
+    near_leaked: int
     suspects: list[Suspect] | None
     broken: dict[int, str]
 
@@ -123,10 +124,6 @@ class Findings:
         return [
             group for group in self.groups if len({int(self.images.labels[place]) for place in group}) > 1
         ]
-
-    def between(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return pairs of a training and a test picture."""
-        return [pair for pair in pairs if pair.first < self.train <= pair.second]
 
     @property
     def tiny(self) -> list[int]:
@@ -185,7 +182,7 @@ class Findings:
             "image_size": self.options.image_size,
             "threshold": self.options.near,
             "count": self.near,
-            "test_in_train": len({pair.second for pair in self.between(self.pairs)}),
+            "test_in_train": self.near_leaked,
             "pairs": [
                 {"first": self.key(one), "second": self.key(two), "cosine": round(cosine, 4)}
                 for one, two, cosine in self.pairs[:most]
@@ -212,15 +209,17 @@ def check(spec: str, options: Options, progress: Progress) -> Findings:
     broken = {
         place: pixels.broken[row] for place, row in enumerate(images.rows.tolist()) if row in pixels.broken
     }
-    pairs, count, doubtful = [], 0, None
+    train = len(images if found.held_out else found.train)
+    pairs, near, near_leaked, doubtful = [], 0, 0, None
     if rows is not None:
         progress.start("compare pictures", len(rows))
-        pairs, count = twins.near(rows, same[good], options.near, lambda done: progress.step(count=done))
+        pairs, near, near_leaked = twins.near(
+            rows, same[good], options.near, int((good < train).sum()), progress.count
+        )
         pairs = [Pair(int(good[one]), int(good[two]), cosine) for one, two, cosine in pairs]
         doubtful = _suspects(found, images, rows, good)
-    train = len(images if found.held_out else found.train)
     groups = _worst_first(twins.groups(same), images.labels, train)
-    return Findings(found, options, images, train, sides, groups, pairs, count, doubtful, broken)
+    return Findings(found, options, images, train, sides, groups, pairs, near, near_leaked, doubtful, broken)
 
 
 def _worst_first(groups: list[list[int]], labels: NDArray[np.int64], train: int) -> list[list[int]]:

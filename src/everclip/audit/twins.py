@@ -16,7 +16,7 @@ from everclip.data.inventory import silent
 BLOCK = 2048
 """Rows of features that are compared with as many others at once."""
 MOST_PAIRS = 10_000
-"""Near pairs that are kept, the nearest; the others are counted."""
+"""Near pairs that are kept, those between the parts first; the others are counted."""
 
 
 class Pair(NamedTuple):
@@ -44,20 +44,24 @@ def near(
     features: Float32[Tensor, "n d"],
     contents: NDArray[np.int64],
     least: float,
+    train: int,
     step: Callable[[int], object] = silent,
-) -> tuple[list[Pair], int]:
-    """Return pairs of pictures whose features have a cosine of ``least`` or more, the nearest first, and how many there
-    are.
+) -> tuple[list[Pair], int, int]:
+    """Return pairs of pictures whose features have a cosine of ``least`` or more, how many there are, and how many test
+    pictures are in one with a training picture.
 
-    Pictures of the same content are no near pair. Blocks of features are compared with blocks, so that no matrix of all
-    pairs is ever held; the work grows with the square of n.
+    The first pairs are those of a training and a test picture, and of each kind the nearest. Pictures of the same
+    content are no near pair. Blocks of features are compared with blocks, so that no matrix of all pairs is ever held;
+    the work grows with the square of n.
 
     Args:
         features: unit length.
         contents: ``[n]``, as for ``groups``.
+        train: so many rows, the first, are training pictures.
         step: is called with the number of rows that are done.
     """
     known = torch.from_numpy(contents)
+    leaked = torch.zeros(len(features), dtype=torch.bool)
     found = torch.zeros(0, 3, dtype=torch.float64)
     total = 0
     for start in range(0, len(features), BLOCK):
@@ -72,10 +76,15 @@ def near(
             differ = (mine != its) | (mine < 0)
             one, two = one[differ], two[differ]
             total += len(one)
-            made = torch.stack(
-                [(start + one).double(), (other + two).double(), cosines[one, two].double()], 1
-            )
-            found = torch.cat([found, made])
-            found = found[found[:, 2].argsort(descending=True, stable=True)[:MOST_PAIRS]]
+            cosine = cosines[one, two].double()
+            one, two = start + one, other + two
+            leaked[two[(one < train) & (two >= train)]] = True
+            found = torch.cat([found, torch.stack([one.double(), two.double(), cosine], 1)])
+            between = (found[:, 0] < train) & (found[:, 1] >= train)
+            order = (found[:, 2] + 3 * between).argsort(
+                descending=True, stable=True
+            )  # cosines are 2 apart at most
+            found = found[order[:MOST_PAIRS]]
         step(len(rows))
-    return [Pair(int(one), int(two), min(1.0, cosine)) for one, two, cosine in found.tolist()], total
+    pairs = [Pair(int(one), int(two), min(1.0, cosine)) for one, two, cosine in found.tolist()]
+    return pairs, total, int(leaked.sum())

@@ -97,8 +97,7 @@ def _show(found: Findings, most: int) -> None:
         ("pictures under several labels", f"{len(found.two_labels):,}", "all labels but one are wrong"),
     ]
     if found.suspects is not None:
-        between = len({pair.second for pair in found.between(found.pairs)})
-        near = f"pairs with a cosine of {found.options.near:g} or more; {between:,} between test and training"
+        near = f"pairs with a cosine of {found.options.near:g} or more; {found.near_leaked:,} between test and training"
         other = "another class is ahead when the picture is left out"
         rows.append(("near duplicates", f"{found.near:,}", near))
         rows.append(("suspect labels", f"{len(found.suspects):,}", other))
