@@ -82,6 +82,18 @@ def test_tensorboard(tmp_path: Path, events: list[dict[str, Any]]) -> None:
     same_in_tensorboard(path, events)
 
 
+@pytest.mark.parametrize("left", ["stage", "end"])
+def test_tensorboard_keeps_all_curves_where_a_run_goes_on_after_its_last_step(
+    tmp_path: Path, events: list[dict[str, Any]], left: str
+) -> None:
+    """It was stopped while a task was tested, or before its results were written."""
+    config, path = wanted("tensorboard"), tmp_path / "runs" / "x"
+    last = max(place for place, event in enumerate(events) if event["event"] == left)
+    tell(config, path, events[:last])
+    tell(config, path, events[last:])
+    same_in_tensorboard(path, events)
+
+
 def test_a_run_tells_its_tracker_what_it_logs(tmp_path: Path, toy: str, photos: str) -> None:
     """Also where it is stopped in the middle of a task and goes on."""
     wanted("tensorboard")
@@ -247,6 +259,43 @@ def test_numbers_of_events_and_their_steps() -> None:
     untrained = Kept()
     untrained.log("stage", {"stage": 3, "accuracy_after_stage": 0.5})
     assert untrained.told[0][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "again"),
+    [
+        ("start", {"tasks": [{"train": 3}]}, 0),
+        ("step", {"stage": 1, "global_step": 7}, 7),
+        ("skipped", {"stage": 1, "global_step": 7, "ids": [3]}, 8),  # none is counted: the last step is 7
+        ("stage", {"stage": 1, "global_step": 7}, 8),
+        ("end", {"stage": 2, "global_step": 7}, 8),
+        ("stage", {"stage": 1}, 2),  # of a method without steps
+        ("end", {"stage": 2}, 3),
+    ],
+)
+def test_from_which_step_on_a_run_tells_again(event: str, fields: dict[str, Any], again: int) -> None:
+    """What precedes the first event was told by the process before, and stays."""
+    tracker = Kept()
+    tracker.log(event, fields)
+    tracker.log("end", {"stage": 2, "global_step": 99})
+    assert tracker.again == again
+
+
+def test_the_end_of_a_run_without_steps_belongs_to_its_last_task(
+    tmp_path: Path, toy: str, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is all that is left to tell."""
+    (tmp_path / "sums.py").write_text(SUMS)
+    monkeypatch.chdir(tmp_path)
+    words = [f"data={photos}", f"model={toy}", "method=ncm", "trackers=./sums.py"]
+    run(tmp_path / "x", *words)
+    (tmp_path / "x" / "results.json").unlink()
+    run(tmp_path / "x", *words)
+    told = (tmp_path / "x" / "sums.txt").read_text().splitlines()
+    assert [line for line in told if "end/" in line or "stage/seconds" in line] == [
+        *(f"{task} stage/seconds" for task in range(3)),
+        *["2 end/seconds"] * 2,
+    ]
 
 
 # Trackers of one's own ----------------------------------------------------------------------------------------------

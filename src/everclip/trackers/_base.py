@@ -46,19 +46,27 @@ class Tracker(ABC):
         """Close it: the process is done with the run, which may go on later."""
 
 
+_FIRST_OF_A_STEP = ("start", "precision", "step")
+"""Events that come before or with the numbers of their step. The others follow it, as that of a finished stage does."""
+
+
 class Numbers(Tracker):
     """A tracker of curves: it is given each number of an event by a name such as ``step/loss/gcl``, and the step.
 
-    An event without a step of its own (a finished stage) belongs to the last one that was told.
+    An event without a step of its own (a finished stage) belongs to the last one that was told. From the step ``again``
+    on, whatever a stopped run has told is told again.
     """
 
     def __init__(self, config: Any, run: Config, path: Path) -> None:
         super().__init__(config, run, path)
         self._step = 0
+        self.again: int | None = None
 
     def log(self, event: str, fields: Mapping[str, Any]) -> None:
         """Pass on the numbers of an event."""
         self._step = int(fields.get("global_step", max(self._step, int(fields.get("stage", 0)))))
+        if self.again is None:
+            self.again = self._step + (event not in _FIRST_OF_A_STEP)
         found = {
             f"{event}/{name}": value
             for name, value in numbers(fields)

@@ -22,11 +22,11 @@ class TensorBoard(Numbers):
         self._writer = None
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write scalars. A resumed run removes what was written after its checkpoint."""
+        """Write scalars. A resumed run removes what was written after its checkpoint: it writes that again."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.again)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 

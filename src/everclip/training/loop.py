@@ -71,7 +71,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = testing.scores(context, tasks, len(tasks) - 1)
         results = record.results(context.plan, method, context.memory, loader)
-        run.log("end", seconds=results["seconds"], **_last_step(context))
+        run.log("end", stage=len(tasks) - 1, seconds=results["seconds"], **_last_step(context))
         record.write(run, results)
         log.info("finished: last %.1f %%, average %.1f %%", 100 * results["last"], 100 * results["average"])
     return results
