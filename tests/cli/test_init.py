@@ -13,7 +13,8 @@ from everclip.config import load_config
 from everclip.errors import UserError
 from everclip.runs.resolve import resolve
 from everclip.training.plan import Plan
-from tests.pictures import domain_folder, image_folder
+from tests.pictures import COLOURS, domain_folder, image_folder, picture
+from tests.printed import printed
 
 
 @pytest.fixture
@@ -56,6 +57,32 @@ def test_it_trains(here: Path, toy: str) -> None:
     assert main(["train", "mine.toml", *small, "--dry-run"]) == 0
     assert main(["train", "mine.toml", *small]) == 0
     assert json.loads((here / "run" / "results.json").read_text())["method"] == "gcl"
+
+
+def test_the_config_of_a_source_of_ones_own_trains_with_the_command_that_is_printed(
+    here: Path, toy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the source as it was given, whatever that calls its data set, and works from any folder."""
+    source = printed("MySource")
+    constant = source.replace('f"my_source:{root}"', '"my_source"')
+    assert constant != source
+    (here / "my_source.py").write_text(constant, encoding="utf-8")
+    (here / "pictures").mkdir()
+    for colour in ("blue", "green", "red", "black"):
+        for number in range(10):
+            picture(COLOURS[colour], number).save(here / "pictures" / f"{colour}-{number}.png")
+    assert main(["init", "./my_source.py:pictures", "-o", "own.toml"]) == 0
+    command = "everclip train own.toml --trust . --dry-run"
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote own.toml; next: {command}"
+    text = (here / "own.toml").read_text()
+    assert f'data = "{here}/my_source.py:{here}/pictures"' in text
+    assert f"#   {command} " in text
+    assert "everclip sweep own.toml --trust . method=" in text
+    small = [f"model={toy}", "tune=top:1", "device=cpu"]
+    assert main([*command.split()[1:], *small]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert main(["train", "../own.toml", "--trust", "..", *small, "--dry-run"]) == 0
 
 
 @pytest.mark.slow

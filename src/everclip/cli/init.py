@@ -36,6 +36,7 @@ def init(
     from everclip.models.catalogue import FEATURES, LITE
     from everclip.runs.resolve import resolve
     from everclip.runs.starter import starter
+    from everclip.system import trust
     from everclip.system.atomic import write_atomic
     from everclip.system.reading import parse_toml
     from everclip.training.plan import Plan
@@ -47,7 +48,9 @@ def init(
         raise UserError(f"{photos} holds features, no pictures: use everclip train data={spec} method=ridge")
     path = _free(out or f"{Path(spec.rpartition(':')[2]).stem}.toml")
     model = LITE if weights.are_here(LITE) else OTHERWISE
-    made = starter(data.load(spec), model, str(path))
+    allowed = [trust.OPTION, str(path.parent)] if trust.in_config({"data": spec}) else []
+    words = shlex.join([str(path), *allowed])
+    made = starter(data.load(spec), spec, model, words)
     Plan.of(resolve(Config.model_validate(parse_toml(made.text))))  # refuses what training would refuse
     try:
         write_atomic(path, made.text, new=True)
@@ -57,14 +60,17 @@ def init(
         print_json({"config": str(path), "read": list(made.lines)})
         return
     print_lines(made.lines)
-    print(f"wrote {path}; next: everclip train {shlex.quote(str(path))} --dry-run")
+    print(f"wrote {path}; next: everclip train {words} --dry-run")
 
 
 def _absolute(photos: str) -> str:
     """Return a value for ``data =`` that works from any folder."""
     from everclip.data.paths import spec_of
+    from everclip.system import trust
 
     name, colon, argument = spec_of(photos).partition(":")
+    if trust.is_file(name):
+        name = os.path.abspath(os.path.expanduser(name))
     path = os.path.abspath(os.path.expanduser(argument))
     return f"{name}:{path}" if colon and os.path.exists(path) else f"{name}{colon}{argument}"
 

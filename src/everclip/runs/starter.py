@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,20 +27,24 @@ class Starter(NamedTuple):
     lines: tuple[str, ...]
 
 
-def starter(found: Dataset, model: str, file: str) -> Starter:
-    """Suggest a config for a data set and a model; ``file`` is its path, for the comments."""
+def starter(found: Dataset, spec: str, model: str, file: str) -> Starter:
+    """Suggest a config for a data set and a model.
+
+    Args:
+        spec: what names the data set.
+        file: what names the config in a command, quoted for the shell, for the comments.
+    """
     several = len(found.domain_names) > 1
     lines = (f"data {found.words()}", _images(found), _tasks(found), _model(model))
-    name = shlex.quote(file)
     header = [
         "A config for everclip train, suggested by everclip init. Change it as you like.",
         "",
         *lines,
         "",
-        f"  everclip train {name} --dry-run   # tasks, memory, minutes and disk; trains nothing",
-        f"  everclip train {name} --smoke     # a trial run within a minute",
-        f"  everclip train {name}             # the run; KEY=VALUE after it overrides a line of this file",
-        f"  everclip sweep {name} method=gcl,multilayer_lda seed=0..2 out=runs/compared",
+        f"  everclip train {file} --dry-run   # tasks, memory, minutes and disk; trains nothing",
+        f"  everclip train {file} --smoke     # a trial run within a minute",
+        f"  everclip train {file}             # the run; KEY=VALUE after it overrides a line of this file",
+        f"  everclip sweep {file} method=gcl,multilayer_lda seed=0..2 out=runs/compared",
         "",
         "Keys that are not here have their defaults: docs/config.md lists all.",
     ]
@@ -49,7 +52,7 @@ def starter(found: Dataset, model: str, file: str) -> Starter:
     if not several:
         scenario = {"kind": "class-incremental", "tasks": _number(found)}
     side = {"image_size": LITE_SIDE} if model == LITE else {}
-    top = {"data": found.name, "model": model, **side, "tune": "top:4", "seed": 0}
+    top = {"data": spec, "model": model, **side, "tune": "top:4", "seed": 0}
     parts = [
         "\n".join(f"# {line}".rstrip() for line in header),
         _section("", top, _TOP),
