@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 
 import pytest
 
+from everclip.sweep.view import View
 from everclip.system import progress
 from everclip.system.progress import Progress, duration
 
@@ -142,3 +145,50 @@ def test_what_is_said_is_logged_and_the_steps_are_not(clock: Clock, caplog: pyte
 
 def test_durations() -> None:
     assert [duration(x) for x in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+
+
+def shown(clock: Clock) -> None:
+    with Progress() as bar:
+        bar.start("reading", 100)
+        clock.now += 20
+        bar.step(count=10)
+    with View(lambda: 3, 0, {}, lambda work: "", lambda work, error: (True, "")) as view:
+        view.look([], [])
+    sys.stderr.flush()
+
+
+def on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch, term: str) -> str:
+    """What a terminal of this kind is sent."""
+    monkeypatch.setenv("TERM", term)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    with open(theirs, "w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", file)
+        shown(clock)
+        told = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    return told
+
+
+def test_a_terminal_has_a_bar_and_a_table(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = on_a_terminal(clock, monkeypatch, "xterm")
+    assert "\x1b[" in told
+    assert "running" in told
+
+
+def test_a_terminal_that_cannot_move_its_cursor_has_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell in an editor is. rich itself would show nothing there."""
+    assert on_a_terminal(clock, monkeypatch, "dumb") == "reading  10/100    about 3 min left\r\n"
+
+
+def test_a_pipe_has_lines_where_colours_are_forced(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in continuous integration."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown(clock)
+    assert capsys.readouterr().err == "reading  10/100    about 3 min left\n"

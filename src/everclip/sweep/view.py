@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from everclip.sweep.pool import GRACE, Child, Watcher, Work
-from everclip.system.progress import duration
+from everclip.system.progress import duration, replaces
 from everclip.system.reading import parse_json
 from everclip.system.text import printable
 
@@ -97,8 +97,8 @@ class View(Watcher):
         self._running: list[Child] = []
         self._waiting: list[Work] = []
         self.console = Console(stderr=True, soft_wrap=True)
-        terminal = self.console.is_terminal
-        self._live = Live(console=self.console, transient=True, auto_refresh=False) if terminal else None
+        live = replaces(self.console)
+        self._live = Live(console=self.console, transient=True, auto_refresh=False) if live else None
 
     def __enter__(self) -> View:
         if self._live is not None:

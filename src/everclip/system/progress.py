@@ -30,6 +30,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def replaces(console: Console) -> bool:
+    """Return whether what is shown can be replaced by what follows: on a terminal that can move its cursor, whether or
+    not colours are forced, and in a notebook with ipywidgets, which rich needs."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
 class Progress:
     """Show steps of one piece of work at a time, on stderr. A context manager.
 
@@ -40,10 +48,8 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self.console = Console(stderr=True, soft_wrap=True)
-        # in a notebook rich needs ipywidgets
-        live = self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
         self._bar = None
-        if live and not quiet:
+        if replaces(self.console) and not quiet:
             note, left = TextColumn("{task.fields[note]}"), TextColumn("{task.fields[left]}")
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, left)
             self._bar = Bar(*columns, console=self.console, transient=True)
