@@ -41,7 +41,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, tokens: list[str]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [".lock", ".holder", "run.log", "metrics.jsonl", "checkpoints", "tensorboard", "wandb", "mlflow-run-id"],
+    [
+        ".lock",
+        ".holder",
+        "run.log",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "wandb",
+        "wandb-run-id",
+        "mlflow-run-id",
+    ],
 )
 @pytest.mark.parametrize("kind", ["link", "loose link", "pipe"])
 def test_a_run_writes_into_its_own_folder_alone(

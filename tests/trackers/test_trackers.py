@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from everclip.config import Config, load_config
 from everclip.errors import UserError
 from everclip.trackers import Numbers, Tracker
 from everclip.trackers._base import numbers
+from everclip.trackers.wandb import run_id
 from tests.running import configured, run, run_for, timeless
 
 
@@ -139,6 +142,23 @@ def test_wandb(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest
     assert kept
     assert len({file.name for file in kept}) == 1  # one id, however often it went on
     assert b"step/loss/" in kept[0].read_bytes()
+
+
+def test_the_id_of_a_run_in_weights_and_biases_moves_with_it(tmp_path: Path) -> None:
+    """At equal paths of two machines are two runs; one that an earlier everclip began keeps its id."""
+    ours, theirs, moved, before = (tmp_path / name / "x" for name in ("ours", "theirs", "moved", "before"))
+    for path in (ours, theirs, before / "wandb"):
+        path.mkdir(parents=True)
+    first = run_id(ours)
+    assert first != run_id(theirs)
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert first != hashlib.sha256(str(ours).encode()).hexdigest()[:16]
+    moved.parent.mkdir()
+    ours.rename(moved)
+    assert run_id(moved) == first
+    assert run_id(before) == hashlib.sha256(str(before.resolve()).encode()).hexdigest()[:16]
+    (moved / "wandb").mkdir()
+    assert run_id(moved) == first
 
 
 @pytest.mark.slow

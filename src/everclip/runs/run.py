@@ -46,6 +46,7 @@ _IN_PLACE = (
     "checkpoints",
     "tensorboard",
     "wandb",
+    "wandb-run-id",
     "mlflow-run-id",
 )
 """Files and folders written in place, by trackers too; others are replaced as a whole."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,9 @@ from everclip.trackers._base import Numbers, Tracker, settings
 
 if TYPE_CHECKING:
     from everclip.config import Config
+
+_KEPT = "wandb-run-id"
+"""The file in a run directory with the run's id, so that a resumed run stays one run, wherever its directory is."""
 
 
 class WeightsAndBiases(Numbers):
@@ -37,7 +41,7 @@ class WeightsAndBiases(Numbers):
         self._run = wandb.init(
             project=config.project or os.environ.get("WANDB_PROJECT", "everclip"),
             name=path.name,
-            id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
+            id=run_id(path),
             resume="allow",
             dir=str(path),
             mode=mode,
@@ -53,3 +57,12 @@ class WeightsAndBiases(Numbers):
     def close(self) -> None:
         """Write what is left."""
         self._run.finish()
+
+
+def run_id(path: Path) -> str:
+    """Return a run's id: random, or the hash of its path where an earlier everclip began it."""
+    kept = path / _KEPT
+    if not kept.exists():
+        earlier = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        kept.write_text(earlier if (path / "wandb").exists() else secrets.token_hex(8), encoding="utf-8")
+    return kept.read_text(encoding="utf-8")
