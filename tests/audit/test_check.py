@@ -220,6 +220,16 @@ def test_scores_are_those_of_a_fit_without_the_picture(monkeypatch: pytest.Monke
         assert found.other[left_out] == scores.argmax()
 
 
+def test_the_only_picture_of_a_class_is_no_suspect(tmp_path: Path, toy: str, say: Say) -> None:
+    """Left out, nothing else says what its class is."""
+    root = image_folder(tmp_path / "photos", {"train": 6, "test": 2}, 3)
+    for name, label in (("yellow", "alone"), ("red", "green")):
+        (root / "train" / label).mkdir(exist_ok=True)
+        picture(COLOURS[name], 99).save(root / "train" / label / "planted.png")
+    found = json.loads(say("data", "check", root, "--model", toy, "--json")[1])
+    assert [one["image"] for one in found["suspects"]["first"]] == ["train/green/planted.png"]
+
+
 @pytest.mark.slow
 def test_planted_copies_and_wrong_labels_in_photographs(data_root: Path, tmp_path: Path) -> None:
     """One seed of ``benchmarks.data_check``, at 96 px."""

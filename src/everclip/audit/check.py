@@ -274,11 +274,13 @@ def _decoded(
 
 
 def _suspects(found: Dataset, images: ImageSet, rows: torch.Tensor, good: NDArray[np.int64]) -> list[Suspect]:
-    """Return pictures for which another class is ahead, the greatest doubt first."""
+    """Return pictures for which another class is ahead, the greatest doubt first; without those that are alone in their
+    class, of which nothing else could say that it is their own."""
     labels = torch.from_numpy(images.labels[good])
     if len(labels.unique()) < 2:
         return []
     doubt, other = suspects.doubts(rows, labels, len(found.class_names))
     order = doubt.argsort(descending=True, stable=True)
-    order = order[doubt[order] > 0]
+    alone = labels.bincount()[labels] == 1
+    order = order[((doubt > 0) & ~alone)[order]]
     return [Suspect(int(good[n]), int(other[n]), float(doubt[n])) for n in order.tolist()]
