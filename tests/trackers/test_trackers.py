@@ -411,15 +411,18 @@ def test_the_catalogue_lists_what_is_shipped(capsys: pytest.CaptureFixture[str])
             "trackers=./needs.py",
             'trackers has "./needs.py", which is not installed: pip install everclip_none',
         ),
+        (
+            "trackers=./inner.py",
+            'trackers has "./inner.py", which is not installed: pip install everclip_none',
+        ),
         ("trackers=./none.py", 'tracker "./none.py" does not exist'),
     ],
 )
 def test_a_mistake_is_refused_before_the_run_in_one_line(own: Path, words: str, message: str) -> None:
     half = "from everclip.trackers import Tracker\nclass Half(Tracker):\n    def close(self): ...\n"
     (own / "half.py").write_text(half)
-    (own / "needs.py").write_text(
-        f'{half}    def log(self, event, fields): ...\n    package = "everclip_none"\n'
-    )
+    for file, package in (("needs.py", "everclip_none"), ("inner.py", "everclip_none.metrics")):
+        (own / file).write_text(f'{half}    def log(self, event, fields): ...\n    package = "{package}"\n')
     (own / "my.toml").write_text("[tracker]\nlines = 3\n")
     tokens = ["my.toml" if word == "tracker.lines=3" else word for word in words.split()]
     config = load_config(sorted(tokens, key=lambda word: word != "my.toml"))
@@ -427,3 +430,4 @@ def test_a_mistake_is_refused_before_the_run_in_one_line(own: Path, words: str, 
         trackers.start(config, own)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert "everclip_none.metrics" not in str(caught.value), "pip installs what is before the dot"

@@ -67,6 +67,13 @@ def _options(name: str, config: Config) -> Any:
     return checked(model, given, f"tracker.{section(name)}.")
 
 
+def _is_here(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # what is before a dot is missing
+        return False
+
+
 class Careful:
     """A tracker by name, opened late, and let go with a warning when it fails.
 
@@ -81,8 +88,8 @@ class Careful:
                 f'tracker "{name}" has no {" and no ".join(lacking)}: define what Tracker requires'
             )
         package = self._class.package
-        if package and find_spec(package) is None:
-            extra = package if trust.is_code(name) else f'"everclip[{name}]"'
+        if package and not _is_here(package):
+            extra = package.partition(".")[0] if trust.is_code(name) else f'"everclip[{name}]"'
             raise UserError(f'trackers has "{name}", which is not installed: pip install {extra}')
         self._name, self._options = name, _options(name, config)
         self._config, self._path = config, path
