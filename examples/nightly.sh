@@ -30,6 +30,6 @@ everclip update current --add imagefolder:learning --test imagefolder:holdout --
     -o "$next" --json > verdict.json || exit    # 3: the reason is in $next.verdict.html
 
 echo "$next" > learning.to
-ln -sfn "$next" current.new && mv -T current.new current || exit
+ln -sfn "$next" current.new && python3 -c 'import os; os.replace("current.new", "current")' || exit
 mv learning "learned/$next"
 echo "current is $next"

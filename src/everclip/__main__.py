@@ -19,6 +19,11 @@ def _unraised(lost: Any) -> None:
 
 def main() -> int:
     """Run the command line. Ctrl-C leaves no traceback, however early or late it comes."""
+    if os.name != "posix":  # what follows imports modules that only they have
+        print(
+            "error: everclip needs Linux or macOS: on Windows use it in WSL (wsl --install)", file=sys.stderr
+        )
+        return 2
     sys.unraisablehook = _unraised
     code = 130
     try:

@@ -48,6 +48,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_where_it_cannot_run_one_line_says_so() -> None:
+    """Windows has no fcntl."""
+    code = (
+        "import os, sys; os.name = 'nt'; sys.modules['fcntl'] = None\n"
+        "from everclip.__main__ import main; sys.exit(main())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "error: everclip needs Linux or macOS: on Windows use it in WSL (wsl --install)\n"
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", told)
+
+
 def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], *([name, "--help"] for name in app.COMMANDS)):
         assert app.main(arguments) == 0
