@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache_folder, "_verified", set())
     return cache_folder.folder()
+
+
+def test_without_a_home_one_line_says_where_to_put_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name."""
+
+    def nobody(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "EVERCLIP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(
+        UserError, match=r"~/\.cache/everclip cannot be written; set EVERCLIP_CACHE to a folder"
+    ):
+        cache_folder.folder()
 
 
 def zeros(folder: Path) -> None:

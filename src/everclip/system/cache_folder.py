@@ -28,11 +28,12 @@ def folder() -> Path:
         UserError: the folder cannot be written.
     """
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "everclip"
-    path = Path(os.environ.get("EVERCLIP_CACHE") or usual).expanduser()
+    path = Path(os.environ.get("EVERCLIP_CACHE") or usual)
     try:
+        path = path.expanduser()
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nothing says where home is, as for a user without a name
         writable = False
     if not writable:
         raise UserError(f"the cache folder {path} cannot be written; set EVERCLIP_CACHE to a folder that can")
