@@ -1,4 +1,5 @@
-"""What a sweep starts takes no module of the current folder, and still those of PYTHONPATH."""
+"""What a sweep starts takes no module of the current folder but the packages that are named, and those of
+PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -47,16 +48,18 @@ def test_a_sweeps_children_read_no_module_of_the_folder(
         marker,
         "class FileLock: ...\nclass Timeout(Exception): ...\n",
     )
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "method.py").write_text(METHOD)
+    for package in (tmp_path / "mine", here / "ours"):
+        package.mkdir()
+        (package / "method.py").write_text(METHOD)
     monkeypatch.chdir(here)
     # no empty entry: to Python that is the current folder
     monkeypatch.setenv(
         "PYTHONPATH", str(tmp_path), prepend=os.pathsep if os.environ.get("PYTHONPATH") else None
     )
-    log = tmp_path / "log"
-    pool.run([Work("x", ["methods", "mine.method"], tmp_path / "x", log)], [{}], _Silent())
-    assert "A method of one's own." in log.read_text()
+    for name in ("mine.method", "ours.method"):
+        log = tmp_path / f"log of {name}"
+        pool.run([Work("x", ["methods", name], tmp_path / "x", log)], [{}], _Silent())
+        assert "A method of one's own." in log.read_text()
     assert not marker.exists()
     # the payload is live: without -P Python runs it
     subprocess.run([sys.executable, "-m", "everclip", "methods", "gdro"], capture_output=True, check=False)
