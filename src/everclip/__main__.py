@@ -35,7 +35,9 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     except SystemExit as ended:
-        code = int(ended.code or 0)
+        if isinstance(ended.code, str):  # of a plug-in, with what it has to say
+            print(ended.code, file=sys.stderr)
+        code = 1 if isinstance(ended.code, str) else int(ended.code or 0)
     finally:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -59,6 +59,14 @@ def test_where_it_cannot_run_one_line_says_so() -> None:
     assert (found.returncode, found.stdout, found.stderr) == (2, "", told)
 
 
+def test_a_plug_in_that_ends_the_process_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text('import sys\nsys.exit("a licence is needed")\n')
+    found = run("methods", str(tmp_path / "ends.py"))
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", "a licence is needed\n")
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit(7)\n")
+    assert run("methods", str(tmp_path / "quits.py")).returncode == 7
+
+
 def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], *([name, "--help"] for name in app.COMMANDS)):
         assert app.main(arguments) == 0

@@ -38,6 +38,12 @@ def test_the_config_says_how_the_folder_was_read(here: Path, capsys: pytest.Capt
     assert out[2] == "tasks: 3, of 2 classes"
 
 
+def test_a_dot_in_the_name_of_a_folder_begins_no_ending(here: Path) -> None:
+    (here / "photos").rename(here / "photos.2024")
+    assert main(["init", "photos.2024"]) == 0
+    assert (here / "photos.2024.toml").exists()
+
+
 @pytest.mark.parametrize("domains", [False, True])
 def test_the_config_is_a_plan_as_it_is(here: Path, domains: bool) -> None:
     if domains:

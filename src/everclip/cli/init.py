@@ -46,7 +46,8 @@ def init(
         raise UserError(f"{printable(photos)} has characters that cannot be printed: rename the folder")
     if spec.startswith(FEATURES):
         raise UserError(f"{photos} holds features, no pictures: use everclip train data={spec} method=ridge")
-    path = _free(out or f"{Path(spec.rpartition(':')[2]).stem}.toml")
+    place = Path(spec.rpartition(":")[2])
+    path = _free(out or f"{place.name if place.is_dir() else place.stem}.toml")
     model = LITE if weights.are_here(LITE) else OTHERWISE
     allowed = [trust.OPTION, str(path.parent)] if trust.in_config({"data": spec}) else []
     words = shlex.join([str(path), *allowed])
