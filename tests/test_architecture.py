@@ -104,13 +104,13 @@ def test_every_promise_of_security_names_tests_that_exist() -> None:
         cell = row.rpartition(" | ")[2]
         named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", cell)
         assert named, row
-        found = [tests_of(file, name) for file, name in named]
+        found = [named_tests(file, name) for file, name in named]
         assert all(found), row
         fast = any(not slow for tests in found for slow in tests)
         assert cell.startswith("`tests/" if fast else "slow: `tests/"), row
 
 
-def tests_of(file: str, name: str) -> list[bool]:
+def named_tests(file: str, name: str) -> list[bool]:
     """Whether each test of a file, or the one of a name, is slow."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     every = any("pytestmark = pytest.mark.slow" in ast.unparse(node) for node in tree.body)

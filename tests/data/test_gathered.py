@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everclip.data.formats.features import FeatureStore
 from everclip.data.gathered import Archive, Encoded, alone, gather
 from everclip.data.images import FileStore, ImageSet, Store, content_id
+from everclip.data.sources.cifar100 import CifarStore
 from everclip.data.sources.joined import JoinedStore
 
 
@@ -56,6 +58,21 @@ def test_what_others_hold_is_freed() -> None:
     assert images.store.read(0) == b"three"
     assert list(images.store.keys) == ["b/y"]
     assert images.rows.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        FeatureStore(np.arange(12, dtype=np.float32).reshape(3, 4), 2),
+        CifarStore({"train": np.arange(3 * 3072, dtype=np.uint32).astype(np.uint8).reshape(3, 3072)}),
+    ],
+    ids=["features", "cifar100"],
+)
+def test_a_row_of_a_table_in_memory_is_kept_alone(store: Store) -> None:
+    own, row = store.alone(2)
+    assert own is not store
+    assert len(own.keys) == 1
+    assert (own.read(row), own.keys[row], own.width) == (store.read(2), store.keys[2], store.width)
 
 
 def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: (root / "red/0.json").write_text("[]"), 'red/0.json has no "caption"'),
     (lambda root: (root / "red/0.json").write_text('{"caption": 3}'), 'red/0.json has no "caption"'),
     (lambda root: (root / "red/1.txt").write_bytes(b"x" * (1 << 20) + b"x"), "larger than 1 MiB"),
+    (lambda root: (root / "red").rename(root / "validation"), 'has "validation" and no parts "train" and "test"'),
 ]  # fmt: skip
 
 

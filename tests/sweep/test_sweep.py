@@ -402,6 +402,13 @@ def test_a_method_that_refuses_the_model(
     assert not list(tmp_path.glob("s/*/config.toml"))
 
 
+def test_two_views_that_would_be_one_are_refused_before_anything_runs(
+    tmp_path: Path, tokens: list[str]
+) -> None:
+    with pytest.raises(UserError, match=r"train\.augment=none makes them the same"):
+        Session.of([*tokens, "method=gcl,cassle", "train.augment=none", f"out={tmp_path / 's'}"])
+
+
 def test_a_folder_that_is_none(tmp_path: Path, tokens: list[str]) -> None:
     run(tmp_path / "x", *tokens, "method=ncm")
     with pytest.raises(UserError, match="is no folder of runs"):

@@ -191,6 +191,8 @@ def test_a_class_whose_images_are_all_known_is_not_learned_again(
     assert (made.state.version, made.state.record["history"][-1]["classes"]) == (2, [])
     again = written(made, state, tmp_path / "v2")
     assert again.sums.counts.tolist() == [6, 6]
+    with pytest.raises(UserError, match="--method trained cannot be used here"):
+        updated(state, load(spec, state), method="trained")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from everclip.errors import UserError
 from everclip.updating import editing
 from everclip.updating.candidates import NAMES
 from everclip.updating.forgetting import forget
-from everclip.updating.state import State
+from everclip.updating.state import FROZEN_TRAINED, State
 from tests.learned import learned
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, load, updated, written
 
@@ -110,6 +110,8 @@ def test_weights_that_a_run_has_trained_are_still_there(
     made = forget(two, ["blue"], [])
     assert made.report["weights_trained_on_them"] == (method == "finetune")
     assert forget(made.state, ["scarlet"], []).report["weights_trained_on_them"] == (method == "finetune")
+    earlier = replace(two, record={key: value for key, value in two.record.items() if key != FROZEN_TRAINED})
+    assert forget(earlier, ["blue"], []).report["weights_trained_on_them"], "of what is not noted it is said"
 
 
 def test_the_command_writes_a_version_that_proves_it(

@@ -131,6 +131,14 @@ def test_a_link_in_place_of_a_calibration_is_not_followed(versions: Path) -> Non
     assert not (versions / "v3" / BEFORE / "calibration.json").exists()
 
 
+def test_a_rollback_to_an_export_has_its_model_card(versions: Path) -> None:
+    assert main(["export", str(versions / "v1"), "-o", str(versions / "x")]) == 0
+    state = begin(str(versions / "x"))
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    rollback(versions / "v3")
+    assert (versions / "v3" / "README.md").read_bytes() == (versions / "x" / "README.md").read_bytes()
+
+
 def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(versions: Path) -> None:
     identity = checkpoint.identity(versions / "v2")
     earlier(versions / "v2")

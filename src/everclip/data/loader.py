@@ -62,7 +62,7 @@ class Loader:
             loss meets a last batch of one.
         augment: ``none``, or the name of a view in ``VIEWS``.
         seed: of the order and of the augmentation.
-        light: of ``ranks.Share``.
+        light: of ``collectives.Share``.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Loader:
         """Yield the images in their order, once, without augmentation; broken ones are left out.
 
         Args:
-            shared: whether processes share the batches, of which each gets every ``ranks.size()``-th.
+            shared: whether processes share the batches, of which each gets every ``collectives.size()``-th.
         """
         first, each = (collectives.rank(), collectives.size()) if shared else (0, 1)
         steps = range(first, -(-len(images) // batch_size), each)

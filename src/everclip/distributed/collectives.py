@@ -11,6 +11,7 @@ Without torchrun there is one process, and nothing here does anything.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def size() -> int:
 def rank() -> int:
     """Return the number of this process, from 0."""
     return dist.get_rank() if _joined() else 0
+
+
+def here() -> int:
+    """Return the number of the run's processes on this machine, as torchrun tells it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if _joined() else 1
 
 
 def _joined() -> bool:

@@ -30,7 +30,7 @@ from everclip.models.towers import is_visual
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """As ``ranks.answered`` for a whole step, in which torch may raise for other reasons than a missing process."""
+    """As ``collectives.answered`` for a step, in which torch may raise for other reasons than a missing process."""
     try:
         yield
     except RuntimeError as error:

@@ -12,7 +12,7 @@ from everclip.config import Config
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.training import fork, restore
-from everclip.training.plan import Plan, check_names
+from everclip.training.plan import Plan, check, check_names
 
 log = logging.getLogger("everclip")
 
@@ -67,7 +67,9 @@ def plans(configs: Sequence[Config]) -> dict[str, Plan]:
                 images = data.of(next(iter(group.values())))
                 for config in group.values():
                     with noted():
-                        found.setdefault(setting(config), Plan.of(config, images))
+                        plan = Plan.of(config, images)
+                        check(plan)
+                        found.setdefault(setting(config), plan)
         for config in {repr([config.model, config.trackers]): config for config in configs}.values():
             with noted():
                 check_names(config)
@@ -100,7 +102,7 @@ def planned(config: Config) -> str:
     A scenario of the user's own that refuses something else is left to the run itself.
     """
     train = config.train
-    lengths = [train.epochs, train.steps, train.captions]
+    lengths = [train.epochs, train.steps, train.captions, train.augment]
     return repr([setting(config), config.method, config.memory, config.defaults, lengths])
 
 

@@ -42,8 +42,8 @@ BEFORE = "before"
 """The folder in which a version keeps its predecessor, with its own manifest."""
 EARLIER = "before-"
 """Prefix of its files in earlier releases, which kept them beside the version's own files."""
-UNSIGNED = {"calibration.json"}
-"""Files that may change without changing a checkpoint: each has its own hash (calibration.py)."""
+UNSIGNED = {"calibration.json", "README.md"}
+"""Files that may change without changing a checkpoint: a calibration names what it is of, a model card is prose."""
 
 log = logging.getLogger("everclip")
 _UNUSABLE = "checkpoint %s cannot be used (%s): using the previous one"

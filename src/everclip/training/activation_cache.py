@@ -25,6 +25,7 @@ from everclip.data.cache.views import SCHEME
 from everclip.data.images import ImageSet, joined
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
+from everclip.distributed import collectives
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
 from everclip.models import precision, zoo
@@ -187,11 +188,11 @@ def _rows(
         there = f", {len(rows):,} of them done already" if len(rows) else ""
         progress.say(f"{size.words()} in {rows.folder}{there}")
         return rows
-    free = free_memory()
-    if size.nbytes <= cache.ram_mb << 20 and (free is None or size.nbytes <= SHARE * free):
+    free, here = free_memory(), collectives.here()  # each process here keeps all rows
+    if size.nbytes <= cache.ram_mb << 20 and (free is None or here * size.nbytes <= SHARE * free):
         progress.say(f"{size.words()} in memory")
         return Memory(size.shape, size.exact)
-    if not _room(size.nbytes, size.views, folder, plan, progress):
+    if not _room(here * size.nbytes, size.views, folder, plan, progress):
         return None
     progress.say(f"{size.words()} in a file in {folder}")
     return Spilled(size.shape, size.exact, folder)

@@ -181,8 +181,11 @@ def _close_stage(context: Context, checkpointer: Checkpointer, task: Task, line:
         bases.append(f"zero-shot {after[task.index]:.1%}")
     if after := context.record.frozen["frozen_features_after_stage"]:
         bases.append(f"frozen features {after[task.index]:.1%}")
+    what = (
+        "recall@1, each task among its own" if context.plan.data.captioned else "on all classes seen so far"
+    )
     context.progress.say(
-        f"{task.name}: {line['accuracy_after_stage']:6.1%} on all classes seen so far"
+        f"{task.name}: {line['accuracy_after_stage']:6.1%} {what}"
         + (f" ({', '.join(bases)})" if bases else "")
         + f", memory {line['memory']['count']}, {line['seconds']:.0f} s"
     )

@@ -233,7 +233,8 @@ def check(plan: Plan) -> None:
     """
     config, method, count = plan.config, plan.method, collectives.size()
     name, first = config.method.name, plan.tasks[0]
-    if any(phase.views == 2 for phase in method.learner(first).phases(first)):
+    # any other augmentation asks no method for its phases before it has begun
+    if config.train.augment == "none" and any(p.views == 2 for p in method.learner(first).phases(first)):
         check_augment(config.train.augment)
     if count == 1:
         return

@@ -121,13 +121,13 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
         was, now = scores(model, images, pixels), scores(edited, images, pixels)
     after, told = refitted(after, model)
     result = _compared(was, now, wanted, images) if len(images) else None
-    drop = None if result is None else round(100 * (result["before"] - result["after"]), 2)
+    lost = None if result is None else 100 * (result["before"] - result["after"])
     what = (
         "held-out images" if test is not None else "check images, by classifiers that have not learned them"
     )
     words = f"accuracy on {what}" if result is not None else "no image to test on: not measured"
-    passed = drop is None or drop <= max_drop + 1e-9
-    gate = {"passed": passed, "max_drop": max_drop, "drop": drop, "words": words}
+    passed = lost is None or lost <= max_drop + 1e-9
+    gate = {"passed": passed, "max_drop": max_drop, "drop": lost and round(lost, 4), "words": words}
     after = replace(after, record=after.next_record(wanted.words, 0, ()))
     verdict = {
         "schema": 1,

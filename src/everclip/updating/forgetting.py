@@ -30,7 +30,7 @@ from everclip.updating.candidates import NAMES
 from everclip.updating.classifiers import features, layered
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
-from everclip.updating.state import FROZEN_TRAINED, State, now
+from everclip.updating.state import State, now
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
         "images": len(np.unique(ids)),
         "exact": exact,
         "second_moments_made_anew": rebuilt,
-        "weights_trained_on_them": state.tuned is not None or bool(state.record.get(FROZEN_TRAINED)),
+        "weights_trained_on_them": state.tuned is not None or state.frozen_trained,
     }
     record = dict(state.record) | {"forgotten": [*state.record.get("forgotten", []), report]}
     if classes:  # names are forgotten too

@@ -108,6 +108,6 @@ def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
         right = f"{facts.zero_shot:.0%} of the new check images"
         why.append(f"the text tower alone classifies {right} correctly: it stays")
     if choice != "auto":
-        prefer, train = choice, choice in ("trained", "interpolated")
+        prefer, train = choice, choice in ("trained", "interpolated") and facts.images > 0
         why = [f"--method {choice} was asked for", *why[:1]]
     return Decision(prefer, train, method, lr_share, steps, prior, tuple(why))

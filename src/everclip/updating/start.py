@@ -129,7 +129,7 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     templates = model.templates if clip.image_size else ()  # of features the old classes alone have text
     found = _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
     trained = model.plan.method.capabilities.trains
-    return replace(found, record={FROZEN_TRAINED: True}) if trained else found
+    return replace(found, record={FROZEN_TRAINED: trained})
 
 
 def _base(clip: Clip, model: str, defaults: int) -> dict[str, Any]:

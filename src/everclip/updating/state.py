@@ -125,13 +125,19 @@ class State:
         """
         made = {"version": self.version + 1, "made": now()}
         line = made | {"chosen": chosen, "images": images, "classes": list(classes)}
-        kept = {FROZEN_TRAINED: True} if self.record.get(FROZEN_TRAINED) else {}
         return {
             **made,
-            **kept,
+            FROZEN_TRAINED: self.frozen_trained,
             "history": [*self.record.get("history", []), line],
             "forgotten": list(self.record.get("forgotten", [])),
         }
+
+    @property
+    def frozen_trained(self) -> bool:
+        """Whether the frozen model was trained, as a run's is; also where an earlier release did not note it, and the
+        first classes were not learned by an update."""
+        first = self.known.tasks[0].name if self.known.tasks else "update 1"
+        return bool(self.record.get(FROZEN_TRAINED, not first.startswith(("update ", "asked for"))))
 
     @property
     def encoder(self) -> Clip:
@@ -244,10 +250,12 @@ def _same(one: Clip, other: Clip) -> bool:
 
 def _keep(before: Path, where: Path) -> None:
     """Keep a version as a folder, without the version before that, and whatever else lies in it."""
-    signed = (before / MANIFEST).is_file()
-    # what no manifest vouches for may be a link to any file, which would lie in the new folder for all to read
-    plain = {name for name in UNSIGNED if not (before / name).is_symlink()}
-    own = checkpoint.names(before) | plain if signed else {file.name for file in before.iterdir()}
+    own = {file.name for file in before.iterdir()}
+    if (before / MANIFEST).is_file():
+        # what it does not vouch for may be a link to anything, but where it lies itself, as in a hub's cache
+        home = (before / MANIFEST).resolve().parent
+        beside = {name for name in UNSIGNED if (before / name).resolve().parent == home}
+        own = checkpoint.names(before) | beside
 
     def put(kept: Path) -> None:
         for name in own:

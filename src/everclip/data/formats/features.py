@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
+from everclip.data.gathered import Encoded
 from everclip.data.images import Store, file_stamp
 from everclip.errors import UserError, shown
 from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
@@ -48,6 +49,9 @@ class FeatureStore(Store):
 
     def nbytes(self, row: int) -> int:
         return 4 * self.rows.shape[1]
+
+    def alone(self, row: int) -> tuple[Store, int]:
+        return Encoded([self.keys[row]], [self.read(row)], self.width), 0
 
 
 @dataclass(frozen=True, eq=False)

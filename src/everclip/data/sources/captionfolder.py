@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from everclip.data.captions import checked
-from everclip.data.formats.folders import Fence, checked_root, image_files, subfolders
+from everclip.data.formats.folders import PART_NAMES, Fence, checked_root, image_files, subfolders
 from everclip.data.formats.pairs import Pairs, dataset, of_json
 from everclip.data.images import Dataset, FileStore
 from everclip.data.sources import Source
@@ -33,6 +33,14 @@ class CaptionFolder(Source):
         root = checked_root(argument, "captionfolder", LAYOUT)
         there = subfolders(root)
         test = next((name for name in ("test", "val") if name in there), None) if "train" in there else None
+        if (
+            test is None
+            and len(there) > 1
+            and (odd := [name for name in there if name.lower() in PART_NAMES])
+        ):
+            raise UserError(
+                f'{root} has "{odd[0]}" and no parts "train" and "test" (or "val"): give its parts these names'
+            )
         places = [""] if test is None else ["train", test]
         found = {place: image_files(root, place) for place in places}
         keys = [key for place in places for key in found[place]]

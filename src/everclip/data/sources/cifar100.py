@@ -25,6 +25,7 @@ from everclip.data.formats.download import Remote, check_room, fetch, home, lock
 from everclip.data.formats.folders import check_names, dataset, image_files, subfolders
 from everclip.data.formats.unpack import Limits, unpack
 from everclip.data.formats.unpickle import text, unpickle
+from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, Store, build, content_id
 from everclip.data.prompts import clean
 from everclip.data.sources import Official, Source
@@ -77,6 +78,9 @@ class CifarStore(Store):
 
     def nbytes(self, row: int) -> int:
         return self._rows[row].nbytes
+
+    def alone(self, row: int) -> tuple[Store, int]:
+        return Encoded([self.keys[row]], [self.read(row)]), 0
 
     def stamp(self, row: int) -> tuple[int, int]:
         return self.nbytes(row), 0  # the files are the originals, or they are refused

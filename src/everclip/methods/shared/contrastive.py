@@ -78,7 +78,7 @@ class Pairs:
         tau: the temperature, or one per pair.
         value: ``[b]``: tau log u1 + tau log u2, each pair's part of the objective.
         active: ``[b]``: pairs that have negatives.
-        part: of the batch, where each process has a loss of its own (``ranks.Share.light``).
+        part: of the batch, where each process has a loss of its own (``collectives.Share.light``).
     """
 
     losses: contrastive.Sides
