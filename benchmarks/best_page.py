@@ -147,6 +147,36 @@ def heads(cells: dict[tuple[str, str], Json]) -> list[str]:
     return [f"Held out, on the same features and by the mean of the {len(places)} sets at 96 px: {told}."]
 
 
+TARGET = 2.0
+"""Points by which the method is to be ahead of the best other form on all sets but one."""
+
+
+def target(cells: dict[tuple[str, str], Json]) -> list[str]:
+    """Whether the method is as far ahead at memory 0 as was asked for, once all sets are there."""
+    places = [place for place, setting in SETTINGS.items() if setting.side == 96]
+    wanted = [(place, ours(SETTINGS[place])) for place in places] + [
+        (p, name) for p in places for name in OTHERS
+    ]
+    if any(key not in cells for key in wanted):
+        return []
+    leads = {
+        place: 100
+        * (
+            cells[place, ours(SETTINGS[place])]["accuracy"]
+            - max(cells[place, name]["accuracy"] for name in OTHERS)
+        )
+        for place in places
+    }
+    far = sum(lead >= TARGET for lead in leads.values())
+    met = far >= len(places) - 1 and min(leads.values()) >= 0
+    told = ", ".join(f"{lead:+.1f} on {place}" for place, lead in leads.items())
+    return [
+        "",
+        f"Asked for at 96 px: {TARGET:.0f} points above the best other form on {len(places) - 1} of {len(places)} sets,"
+        f" and behind it on none. {'Met' if met else 'Missed'}: {told}.",
+    ]
+
+
 def speed(found: Json) -> list[str]:
     """What it costs, in a paragraph."""
     absorb, solve = found["absorb_seconds"], found["solve_seconds"]
@@ -177,12 +207,14 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
         "images never do. *hindsight*: ridge with the lam, of 17 half a decade apart, that is best on the test images.",
         "`ranpac`: 10,000 random",
         "features. Methods that train are at their defaults and memory 0, one seed (benchmarks/defaults/), not tuned.",
-        "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain.",
+        "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain. The logit",
+        "scale of `lite`, which trained methods read, was chosen on caltech50.",
         "The head, the rule of its shrinkage and the weight of domains were chosen in trials scored on these test",
         "pictures, before *held out* was measured: the lead of `multilayer_lda` is an upper estimate. Held out, ridge",
         "regression on the same features is ahead on caltech50, PACS and emoji's domains.",
     ]
     lines += heads(cells)
+    lines += target(cells)
     lines += speed(json.loads(SPEED.read_text("utf-8"))) if SPEED.exists() else []
     for place, setting in SETTINGS.items():
         there = {name: cells[place, name] for name in FORMS if (place, name) in cells}

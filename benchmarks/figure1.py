@@ -212,9 +212,12 @@ def main() -> int:
         for name in wanted:
             copy(KEPT / "runs" / name, scratch / SWEPT / name)
         print(f"on {machine()}, one run after another, about:", file=sys.stderr)
+        every = 0.0
         for name in wanted:
             left = minutes(name, arguments.device, scratch)
+            every += left or 0.0
             print(f"{name}: {'unknown' if left is None else f'{left / 60:.1f} hours'}", file=sys.stderr)
+        print(f"in all: {every / 60:.1f} hours, {arguments.jobs} runs side by side", file=sys.stderr)
         for name in wanted:
             failed |= sweep(name, arguments.device, scratch, arguments.jobs)
     figure1_page.draw(KEPT)

@@ -159,6 +159,7 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
         "# Cells of the figure",
         "",
         "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
+        "*kept*: beside the model, images + state of the method;",
         "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
         "*at an edge*: the best value ends a grid that could grow; *the most epochs tried*: their grid ends at four",
         "times the start. Differences are in points, with a 95 % interval over test images, each counted by its mean",
@@ -174,9 +175,9 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
             "",
             *claims(runs[name]),
             "",
-            "| method | memory | last | average | seeds | chosen |",
+            "| method | memory | kept, MB | last | average | seeds | chosen |",
         ]
-        lines += ["| --- | ---: | ---: | ---: | --- | --- |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | --- | --- |"]
         lines += [row(group) for group in setting.every if group.finished]
     return lines
 
@@ -207,6 +208,8 @@ def row(group: Group) -> str:
     seeds = ", ".join(str(run.value("seed")) for run in group.finished)
     chosen = "; ".join(dict.fromkeys(map(settings_of, group.finished)))
     numbers = [spread(group.values(key)) for key in ("last", "average")]
+    kept = [(run.results["memory_bytes"] + run.results["state_bytes"]) / 1e6 for run in group.finished]
+    numbers = [f"{sum(kept) / len(kept):.1f}", *numbers]
     return f"| {named(group.series)} | {memory} | {' | '.join(numbers)} | {seeds} | {chosen} |"
 
 
