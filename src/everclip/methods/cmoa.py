@@ -49,6 +49,7 @@ class Cmoa(Classify):
 
     class Config(HeadConfig, LabelsConfig):
         search: ClassVar = {"bottleneck": (8, 32), "scale": (0.3, 1.0, 3.0)}
+        rates: ClassVar = ("lr_head",)  # of the adapters, with any head
 
         bottleneck: int = Field(default=8, ge=1, description="channels per adapter")
         experts: int = Field(default=3, ge=1, description="convolutions mixed in each adapter")
