@@ -640,3 +640,8 @@ def test_gates(
     assert said in err
     assert ("optimizer steps" in out) is False
     assert bool(out) == (code != 2)
+
+
+def test_a_metric_that_names_nothing(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(grid), "--metric", ","]) == 2
+    assert "--metric names no number" in capsys.readouterr().err

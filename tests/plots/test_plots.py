@@ -24,6 +24,7 @@ from everclip.errors import UserError
 from everclip.metrics.stats import interval
 from everclip.plots.panels import Line, Panel, draw
 from everclip.plots.training import mean_curve
+from everclip.report.figure import WIDE, grid
 from everclip.runs.predictions import coverage, predictions
 from everclip.runs.read import read_run
 from tests.plots.conftest import FROZEN, SMALL
@@ -248,6 +249,13 @@ def test_names_are_never_mathematics_and_never_hidden() -> None:
     figure.savefig(io.BytesIO(), format="svg")
     shown = [text.get_text().strip("\u200b") for text in ax.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
     assert shown == ["$x_{", "_hidden", "a b", "bad\\udcff"]
+
+
+def test_a_name_that_matplotlib_would_hide_is_in_the_legend_of_several_panels() -> None:
+    panel = Panel(
+        [Line(name, k, [0, 1], [k, k + 1]) for k, name in enumerate(["_mine.py", "other"])], (0, 1), (0, 9)
+    )
+    assert "_mine.py" in {text.get_text() for text in grid([panel, panel], WIDE).texts}
 
 
 def test_every_marker_and_dash_differs() -> None:

@@ -207,7 +207,9 @@ def test_what_there_is_to_tune() -> None:
     assert "train.lr_text" not in space(resolved("method=finetune", "method.head=linear"))
     assert rate_keys(resolved("method=finetune", "method.head=linear")) == ["train.lr", "train.lr_head"]
     for head in ("text", "linear"):  # its adapters train with either
-        assert rate_keys(resolved("method=cmoa", f"method.head={head}", "model=ViT-B-32")) == ["train.lr_head"]
+        assert rate_keys(resolved("method=cmoa", f"method.head={head}", "model=ViT-B-32")) == [
+            "train.lr_head"
+        ]
     assert rate_keys(resolved("method=ncm")) == []
     online = space(resolved("method=gcl", "scenario.kind=online"))
     assert "train.lr" in online

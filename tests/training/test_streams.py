@@ -208,3 +208,27 @@ def test_tasks_of_a_stream_have_their_classes_in_order(tokens: list[str]) -> Non
     plan = Plan.of(configured(*tokens, "method=ncm"))
     assert seen(plan.tasks) == (0, 1, 2, 3, 4)
     assert testing.tested(plan, 0) == plan.tasks
+
+
+def test_a_class_that_is_gone_before_its_test_images_come(toy: str, tmp_path: Path) -> None:
+    """It is learned in the first period and tested in the last: what it is right about then is the first measured."""
+    image_folder(tmp_path / "a", {"train": 4, "test": 3}, 3)
+    fading, *_ = names = sorted(folder.name for folder in (tmp_path / "a" / "train").iterdir())
+    lines = ["path,label,split,time"]
+    for part in ("train", "test"):
+        for name in names:
+            for number, file in enumerate(sorted((tmp_path / "a" / part / name).iterdir())):
+                when = {"train": 0, "test": 9}[part] if name == fading else 3 * number
+                lines.append(f"{file.relative_to(tmp_path / 'a')},{name},{part},{when}")
+    (tmp_path / "a" / "list.csv").write_text("\n".join(lines))
+    words = [
+        f"data=csv:{tmp_path / 'a' / 'list.csv'}",
+        f"model={toy}",
+        "scenario.kind=time",
+        "scenario.tasks=3",
+    ]
+    run(tmp_path / "run", *words, "method=ncm", "memory.budget=0", "references=none")
+    (row,) = (row for row in read(tmp_path / "run" / "results.json")["per_class"] if row["class"] == fading)
+    assert row["task"] == 0
+    assert row["after_learning"] is not None
+    assert row["after_learning"] == row["last"]

@@ -53,6 +53,8 @@ def compare(
     metrics = [word.strip() for word in (metric or "").split(",") if word.strip()]
     if metric is None:
         metrics = [*verdict.metrics_of(found)]
+    elif not metrics:
+        raise UserError("--metric names no number: use for example --metric last,forgetting")
     conditions = fail_if or []
     shown = len(metrics)
     metrics += [read for condition in conditions for read in gates.metrics_of(condition)]

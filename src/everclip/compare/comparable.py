@@ -205,7 +205,8 @@ def without_memory(run: Finished) -> bool:
     # a memory of fewer images than classes may end empty: that says nothing of the method
     if budget is None or (isinstance(budget, int) and budget < len(run.results.get("classes") or "0")):
         return _ask(run)[0]
-    return run.results.get("memory_bytes") == 0
+    kept = run.results.get("memory_bytes")
+    return _ask(run)[0] if kept is None else kept == 0
 
 
 def seeded(run: Finished, recorded: bool = False) -> bool:

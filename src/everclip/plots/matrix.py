@@ -237,7 +237,7 @@ def task_heatmap(
     Raises:
         UserError: the runs are of several methods or memory sizes, or no task has been learned.
     """
-    given = isinstance(runs, list | np.ndarray) and np.ndim(cast(Any, runs[0]))
+    given = isinstance(runs, list | np.ndarray) and len(runs) and np.ndim(cast(Any, runs[0]))
     rows: Rows = [
         [None if value is None or math.isnan(value) else float(value) for value in row]
         for row in (cast(Any, runs) if given else _mean_matrix(runs))

@@ -33,7 +33,7 @@ def loss_terms(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
     groups = groups_of(runs, how.get("memory"))
     if len(groups) > 1:
         raise nothing("losses of different methods have no common scale")
-    return show(terms_panel(groups[0]), ax, how, "no training step has been logged")
+    return show(terms_panel(groups[0]) if groups else None, ax, how, "no training step has been logged")
 
 
 def gradient_norm(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Axes:

@@ -158,7 +158,7 @@ def grid(
         draw(replace(panel, title="", ylabel=""), ax)
         write(drawing, left + 4, y + 14, title, fontweight="bold")
         thin_ticks(ax)
-        handles |= {str(line.get_label()): line for line in ax.get_lines()}
+        handles |= {str(line.get_label()).removeprefix("\u200b"): line for line in ax.get_lines()}
         if side:
             label_ends(ax)
     for row, x, name in entries:

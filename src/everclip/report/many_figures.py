@@ -225,8 +225,7 @@ def _curves(
         return None
     rows = [
         [*named(group), *point]
-        for _, groups in by_memory(setting)
-        for group in groups
+        for group in setting.groups + setting.level
         if not group.reference
         for point in _points(mean_curve([curve_of(run) for run in group.shown]))
     ]

@@ -29,6 +29,8 @@ from everclip.training.estimate import Sizes
 
 log = logging.getLogger("everclip")
 
+MOST_TASKS = 2000
+"""Tasks of a run: the matrix of accuracies grows with their square, and 64 MiB of results are read."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
@@ -181,6 +183,11 @@ def _check(plan: Plan) -> None:
         lacking = methods.unpaired(config, plan.method)
     if lacking:
         raise UserError(lacking)
+    if len(tasks) > MOST_TASKS:
+        raise UserError(
+            f"{len(tasks):,} tasks give more results than can be read again: use at most {MOST_TASKS:,}, such as by a"
+            " larger scenario.every"
+        )
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
         log.warning(

@@ -158,9 +158,8 @@ class Recorder:
         if scores.everything:
             self.everywhere.append([scores.accuracy(task.index, known) for task in self.tasks])
         per_class = scores.per_class(known, stage + 1)
-        for label in task.classes:
-            if label in per_class:
-                self._after_learning.setdefault(label, per_class[label])
+        # where a class is gone before its first test images come, this is not the task that learned it
+        self._after_learning = per_class | self._after_learning
         self.scores = scores
         if isinstance(scores, Recalls) and self.retrieval is not None:
             self.retrieval["after_stage"].append(scores.summary(stage + 1))
