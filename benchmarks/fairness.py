@@ -54,7 +54,7 @@ ROWS = {
     "heads": "Heads began at random and hardly learned; now they begin at zero, at a rate of their own",
     "rates": "One rate is not every method's: at 1e-4 and at 3e-4",
     "ewc": "EWC's strength of 1,000 had no effect; now the best of 1e3 to 1e7 on the first two tasks",
-    "foster": "FOSTER weighed classes without an image as if they had one; now all classes alike",
+    "foster": "FOSTER weighed classes without an image as if they had one; now all alike, and beta is searched",
     "probes": "Linear probes learned for five epochs; now to convergence",
     "second": "New rows were scaled to the length of the old ones; now the head is learned anew on kept features",
     "joint": "Joint training took as many epochs as each task of the others; now more",
@@ -83,6 +83,7 @@ def cases() -> Iterator[Case]:
         fixed = f"method.classes={classes}"
         yield Case("ewc", "ewc", 0, (fixed, "method.strength=1000"), (fixed,))
     yield Case("foster", "foster", 1, ("method.absent=rare",), ())
+    yield Case("foster", "foster", 1, (), ("method.beta_boost=0",))
     for method in ("co2l", "cassle", "cclis"):
         yield Case("probes", method, 1, ("method.probe_epochs=5",), ())
     yield Case("joint", "joint", 0, ("train.epochs=3",), ("train.epochs=15",))
