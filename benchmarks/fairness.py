@@ -27,8 +27,8 @@ WORSE = """Probes that learn to convergence, with the L2 penalty of 0.1 that was
     39.5 and 39.9 here, and a larger one suits one exemplar per class and not ten: it is in the search of the three.
     EWC's strength of 1e7, chosen on two tasks at the default rate, is 11 points worse than no penalty after five tasks
     at 1e-4 with `classes=present`: it belongs into each search, where it is. FOSTER's beta of 0, which had gained 17
-    points with one exemplar per class before heads were mended, now costs 5.6. One rate for all costs FOSTER 3 and GDRO 6
-    points or fine-tuning 3. At memory 1 `classes=present` changes nothing, since every class seen has an image;
+    points with one exemplar per class before heads were mended, now costs 5.6. One rate for all costs FOSTER 3 and GDRO
+    6 points or fine-tuning 3. At memory 1 `classes=present` changes nothing, since every class seen has an image;
     fine-tuning is worse there than at memory 0, because one image per old class lets the softmax push them down
     again."""
 
