@@ -31,6 +31,7 @@ MORE = [
     "cassle method.objective=sogclr method.probe=mixed",
     "cmoa method.dropout=0",
     "finetune memory.policy=herding train.nonfinite=skip method.head=linear",
+    "multilayer_lda method.adapt=clip memory.per_class=5",  # a twin that goes on training
 ]
 SHARDED = ["gdro train.checkpointing=true center=true", "gcl tune=top:1", "gcl tune=image"]
 """More that share out their towers."""
