@@ -154,19 +154,12 @@ TARGET = 2.0
 def target(cells: dict[tuple[str, str], Json]) -> list[str]:
     """Whether the method is as far ahead at memory 0 as was asked for, once all sets are there."""
     places = [place for place, setting in SETTINGS.items() if setting.side == 96]
-    wanted = [(place, ours(SETTINGS[place])) for place in places] + [
-        (p, name) for p in places for name in OTHERS
-    ]
-    if any(key not in cells for key in wanted):
-        return []
-    leads = {
-        place: 100
-        * (
-            cells[place, ours(SETTINGS[place])]["accuracy"]
-            - max(cells[place, name]["accuracy"] for name in OTHERS)
-        )
-        for place in places
-    }
+    leads: dict[str, float] = {}
+    for place in places:
+        mine, *others = (cells.get((place, name)) for name in (ours(SETTINGS[place]), *OTHERS))
+        if mine is None or None in others:
+            return []
+        leads[place] = 100 * (mine["accuracy"] - max(other["accuracy"] for other in others if other))
     far = sum(lead >= TARGET for lead in leads.values())
     met = far >= len(places) - 1 and min(leads.values()) >= 0
     told = ", ".join(f"{lead:+.1f} on {place}" for place, lead in leads.items())

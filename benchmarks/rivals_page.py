@@ -77,14 +77,14 @@ def _shown(on: Json | None, off: Json | None) -> str:
 
 def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence[str]) -> list[str]:
     """Return the rows of a setting at a memory size, and who is ahead."""
-    from benchmarks.rivals import METHODS, SEEDS, levels, plug_in
+    from benchmarks.rivals import METHODS, levels, plug_in
 
     lines = [
         "| method | last, % | average, % | forgetting, points | ImageNet, % | kept, MB | processor, s |",
         "| --- | --- | --- | --- | --- | ---: | ---: |",
     ]
     for method in methods:
-        runs = [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
+        runs = _runs(results, setting, method, level)
         known = [run for run in runs if run]
         columns = [
             " ".join(_percent(run, key) for run in runs)
@@ -99,7 +99,7 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
     means = {method: _mean(results, setting, method, level) for method in methods}
     if None not in means.values():
         if level:  # a memory makes no difference to the others
-            means |= {one: _mean(results, setting, one, 0) for one in METHODS if levels(one) == (0,)}
+            means |= {one: _mean(results, setting, one, level) for one in METHODS if levels(one) == (0,)}
         known = sorted(
             ((mean, method) for method, mean in means.items() if mean is not None), key=lambda one: -one[0]
         )
@@ -107,7 +107,7 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
         said = ", and with those that keep no exemplars" if level else ""
         best = known[0][1]
         other = next(method for _, method in known if plug_in(method) != plug_in(best))
-        ahead = apart(*(_runs(results, setting, method, level) for method in (best, other)))
+        ahead = apart(*(list(filter(None, _runs(results, setting, one, level))) for one in (best, other)))
         lines += [
             "",
             f"Ahead, by the mean of `last` over both orders{said}: {first}.",
@@ -116,21 +116,20 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
     return lines
 
 
-def _runs(results: dict[str, Json], setting: str, method: str, level: int) -> list[Json]:
-    """Return the runs of a cell, with a memory those without one of a method that keeps no exemplars."""
+def _runs(results: dict[str, Json], setting: str, method: str, level: int) -> list[Json | None]:
+    """Return the runs of a cell, None for one that is not there; with a memory, those without one of a method that
+    keeps no exemplars."""
     from benchmarks.rivals import SEEDS, levels
 
     level = level if level in levels(method) else 0
-    return [results[f"{setting}-{method}-m{level}-s{seed}"] for seed in SEEDS]
+    return [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
 
 
 def _mean(results: dict[str, Json], setting: str, method: str, level: int) -> float | None:
     """Return the mean last accuracy over the orders; None before all of them are there."""
-    from benchmarks.rivals import SEEDS
-
-    runs = [results.get(f"{setting}-{method}-m{level}-s{seed}") for seed in SEEDS]
+    runs = _runs(results, setting, method, level)
     known = [run["last"] for run in runs if run]
-    return fmean(known) if len(known) == len(SEEDS) else None
+    return fmean(known) if len(known) == len(runs) else None
 
 
 def _percent(run: Json | None, key: str) -> str:

@@ -81,10 +81,8 @@ def near(
             leaked[two[(one < train) & (two >= train)]] = True
             found = torch.cat([found, torch.stack([one.double(), two.double(), cosine], 1)])
             between = (found[:, 0] < train) & (found[:, 1] >= train)
-            order = (found[:, 2] + 3 * between).argsort(
-                descending=True, stable=True
-            )  # cosines are 2 apart at most
-            found = found[order[:MOST_PAIRS]]
+            worst = found[:, 2] + 3 * between  # cosines are 2 apart at most
+            found = found[worst.argsort(descending=True, stable=True)[:MOST_PAIRS]]
         step(len(rows))
     pairs = [Pair(int(one), int(two), min(1.0, cosine)) for one, two, cosine in found.tolist()]
     return pairs, total, int(leaked.sum())

@@ -74,16 +74,14 @@ def sweep(
         raise UserError(f"--trials {trials} counts the runs of each search: use a number from 1, and --tune")
     places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
-    session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials)
+    session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials, again=retry)
     for line in (*session.asked.skipped, *session.shared()):
         print(printable(line), file=sys.stderr)
-    if retry:
-        session.retry()
     if print_ or slurm:
         return _hand_over(session, slurm, slurm_set or [])
     if not dry_run:
         devices = gpus([cell.config.device for cell in session.asked.cells])
-        session.run(slots(cores(), devices, jobs, threads) if devices else places, retry, drop_checkpoints)
+        session.run(slots(cores(), devices, jobs, threads) if devices else places, drop_checkpoints)
     if session.dropped:
         print(
             f"{session.dropped / 1e6:,.1f} MB of checkpoints removed: only compare and report can read these runs now",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from everclip import data, methods
-from everclip.config import Config
+from everclip.config import Config, load_config
 from everclip.errors import UserError
 from everclip.methods.base.method import Method
+from everclip.runs.resolve import resolve
 from everclip.training import fork, restore
 from everclip.training.plan import Plan, check, check_names
 
@@ -32,6 +33,18 @@ def complaints(prefix: str = "") -> Iterator[Callable[[], AbstractContextManager
     yield noted
     if found:
         raise UserError(prefix + "; ".join(found))
+
+
+def values(
+    words: Sequence[str],
+    grid: Mapping[str, Sequence[str]],
+    noted: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Resolve the config of some words with each value of each key in turn; ``noted`` is that of ``complaints``."""
+    for key, listed in grid.items():
+        for value in listed:
+            with noted():
+                resolve(load_config([*words, f"{key}={value}"]))
 
 
 @contextmanager

@@ -265,10 +265,7 @@ def _check(found: Sequence[Search], given: Mapping[str, list[str]], plans: Mappi
     """Raise UserError with every complaint about a value of a search, and about the images that trials hold out."""
     with check.complaints("--tune: ") as noted:
         for search in found:
-            words = (f"{key}={value}" for key in search.grid for value in given.get(key, []))
-            for word in words:
-                with noted():
-                    resolve(load_config([*search.cells[0].words, word]))
+            check.values(search.cells[0].words, {key: given.get(key, []) for key in search.grid}, noted)
         configs = [(search.cells[0].config, search.share) for search in found]
         for config, share in {
             repr([check.planned(one), share]): (one, share) for one, share in configs

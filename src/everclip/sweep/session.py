@@ -49,6 +49,7 @@ class Session:
     plans: dict[str, Plan]  # by ``check.setting``; empty where the data were not read
     tune: list[Search]  # all searches of ``--tune``
     said: set[str]  # warnings about the data and the cells
+    again: bool = False  # run what failed, too
 
     def __post_init__(self) -> None:
         self.dropped = 0
@@ -62,6 +63,7 @@ class Session:
         extra: Sequence[str] = (),
         look: bool = True,
         trials: int | None = None,
+        again: bool = False,
     ) -> Session:
         """Return the session of a command; write nothing.
 
@@ -71,6 +73,7 @@ class Session:
             extra: words of every cell, such as ``smoke=true``.
             look: read the data now, to find what does not fit them.
             trials: most runs per search.
+            again: take what failed for waiting.
 
         Raises:
             UserError: a cell of the grid is invalid, or ``out`` is no folder of runs.
@@ -97,7 +100,7 @@ class Session:
             if look:
                 check.forks([cell.config for cell in grid.cells])
             found = searches.searches(grid, tune, plans, folder.path, trials, share) if tune else []
-        return cls(list(words), grid, folder, plans, found, said)
+        return cls(list(words), grid, folder, plans, found, said, again)
 
     def refresh(self) -> None:
         """Take the values of finished searches, and scan the folder again."""
@@ -106,6 +109,8 @@ class Session:
                 search.look()
         self._take_chosen()
         self.folder.scan(self.jobs)
+        if self.again:
+            self.folder.failures = {}
 
     def _take_chosen(self) -> None:
         self.grid = searches.tuned(self.asked, self.tune)
@@ -145,15 +150,10 @@ class Session:
             shared[same] = max(found.shared, shared.get(same, 0.0))
         return total + sum(shared.values())
 
-    def retry(self) -> None:
-        """Forget which runs and searches have failed."""
-        self.folder.failures = {}
-
-    def run(self, slots: Sequence[Environment], retry: bool = False, drop: bool = False) -> None:
+    def run(self, slots: Sequence[Environment], drop: bool = False) -> None:
         """Run what is missing, with the folder locked: searches first, and the runs of each once it has chosen.
 
         Args:
-            retry: run what failed, too.
             drop: remove the checkpoints of each finished run, and of trials that an earlier version left them.
 
         Raises:
@@ -164,8 +164,6 @@ class Session:
         stop = Stop()
         with self.folder, stop.listening():
             self.refresh()
-            if retry:
-                self.retry()
             check.models([job.config for job in self.waiting()], self.plans)
             with on_disk(self.folder.path, CONTINUES):
                 self.folder.write(self.command, self.jobs)

@@ -87,10 +87,8 @@ def tune(
     """
     fixed, grid = split(tokens)
     start = resolve(load_config(fixed))
-    with check.complaints() as noted:
-        for word in (f"{key}={value}" for key, values in grid.items() for value in values):
-            with noted():  # now, not when the trials before it have been trained
-                resolve(load_config([*fixed, word]))
+    with check.complaints() as noted:  # now, not when the trials before it have been trained
+        check.values(fixed, grid, noted)
     share = start.scenario.validation or SHARE
     fixed = [token for token in fixed if not token.startswith("scenario.validation=")]
     if not grid and most is None:

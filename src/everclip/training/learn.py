@@ -63,8 +63,8 @@ def learn(context: Context, task: Task) -> None:
         update.close()
     tuning.end(clip)
     new = loader.pixels.readable(new)
-    features = _features(context, new) if memory.ranks else None
     # Training may not have seen every image: this reads the others, and finds the broken ones among them.
+    features = _features(context, new) if memory.ranks else None
     if not len(new := loader.pixels.readable(new)):
         raise unreadable(task)
     known = len(seen(context.plan.tasks[: task.index + 1]))

@@ -51,7 +51,7 @@ FORMAT = 1
 IMAGES = "images.zip"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 FROZEN_TRAINED = "frozen_trained"
-"""Of update.json: whether a run has trained the frozen model on images of the first classes; not there if not."""
+"""Of update.json: whether a run has trained the frozen model on images of the first classes."""
 
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
 _LINE = kinds.table(

@@ -33,11 +33,8 @@ class CaptionFolder(Source):
         root = checked_root(argument, "captionfolder", LAYOUT)
         there = subfolders(root)
         test = next((name for name in ("test", "val") if name in there), None) if "train" in there else None
-        if (
-            test is None
-            and len(there) > 1
-            and (odd := [name for name in there if name.lower() in PART_NAMES])
-        ):
+        odd = [name for name in there if name.lower() in PART_NAMES]
+        if test is None and len(there) > 1 and odd:
             raise UserError(
                 f'{root} has "{odd[0]}" and no parts "train" and "test" (or "val"): give its parts these names'
             )
