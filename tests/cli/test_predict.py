@@ -125,7 +125,7 @@ def test_paths_on_standard_input(
     run: Path, pictures: Path, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = "\n".join([str(pictures / "deep"), "", str(pictures / "gone.png"), str(pictures / "0.png")])
-    monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(listed))))
     code, out, _ = say("predict", run, "-", "--json")
     assert code == 0
     assert [row["error"] for row in rows(out)] == [None, "No such file or directory", None]
@@ -356,7 +356,7 @@ def test_bad_input_gives_one_line(
     run: Path, toy: str, photos: str, pictures: Path, tmp_path: Path, say: Say,
     monkeypatch: pytest.MonkeyPatch, line: str, code: int, message: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     (tmp_path / "empty").mkdir()
     (tmp_path / "pets.txt").write_text("a cat\na dog\n")
     (tmp_path / "twice.txt").write_text("a\na\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -130,9 +130,8 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
         raise UserError(f'everclip predict has no option "{lost}": see everclip predict --help')
     if lost is not None:
         raise UserError(f"{lost} does not exist: {_GIVE}")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are: not all names are UTF-8
-    listed = (line.rstrip("\n") for line in sys.stdin if line.strip())
+    # Decoded as arguments are: not all names are UTF-8.
+    listed = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
     found = expanded(chain.from_iterable(listed if path == "-" else [path] for path in files))
     try:
         return chain([next(found)], found) if files else found
