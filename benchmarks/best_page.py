@@ -203,7 +203,7 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
         "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain. The logit",
         "scale of `lite`, which trained methods read, was chosen on caltech50.",
         "The head, the rule of its shrinkage and the weight of domains were chosen in trials scored on these test",
-        "pictures, before *held out* was measured: the lead of `multilayer_lda` is an upper estimate. Held out, ridge",
+        "pictures, before *held out* was measured: the lead of `multilayer_lda` is optimistic. Held out, ridge",
         "regression on the same features is ahead on caltech50, PACS and emoji's domains.",
     ]
     lines += heads(cells)

@@ -210,7 +210,7 @@ COMMANDS = {
     ),
     "data": Command(
         _LOOK,
-        "Find pictures that are there twice, labels in doubt, broken and tiny pictures.",
+        "Find duplicate pictures, suspect labels, and broken or tiny pictures.",
         """\
   everclip data check photos
   everclip data check photos -o check.html   # with small pictures

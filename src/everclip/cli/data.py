@@ -35,7 +35,7 @@ def data(
     exact: bool = False,
     json: Json = False,
 ) -> int:
-    """Find pictures that are there twice, labels in doubt, broken and tiny pictures; nothing is changed.
+    """Find duplicate pictures, suspect labels, and broken or tiny pictures; nothing is changed.
 
     Exits with 1 where a test picture is a training picture too, byte for byte, or a picture is broken; else with 0.
 

@@ -14,7 +14,7 @@ def reproduce(name: str | None = None, *tokens: str, json: Json = False) -> int:
 
     Args:
         name: One of the list. A run that was stopped continues, and a finished one is only read.
-        tokens: KEY=VALUE where it changes nothing of the experiment: data, device, out, loader., cache., checkpoint.,
+        tokens: KEY=VALUE settings that do not change the experiment: data, device, out, loader., cache., checkpoint.,
             train.precision.
     """
     from everclip import notebook

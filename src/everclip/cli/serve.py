@@ -27,7 +27,7 @@ def serve(
 
     Another version in the folder MODEL, or in what the link MODEL leads to, is opened, checked and taken into use
     within seconds, and no request is lost; so is the previous one after a rollback. SIGHUP opens MODEL again. SIGTERM
-    and Ctrl-C answer what has arrived, then end. Nobody is asked for a password.
+    and Ctrl-C answer what has arrived, then end. There is no authentication.
 
     Args:
         host: Address to listen on; 0.0.0.0 for other machines too.

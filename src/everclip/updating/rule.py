@@ -77,7 +77,8 @@ def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
     known = facts.old == 0 or facts.summed == 1
     method = "gcl" if facts.new else "finetune"
     what = "new classes" if facts.new else "only new images of old classes"
-    why.append(f"{what}: training uses {method}, the better method there (docs/update.md)")
+    reason = "the better one there" if facts.new else "level with gcl there, and cheaper"
+    why.append(f"{what}: training uses {method}, {reason} (docs/update.md)")
     lr_share = 1 / 3 if remembered else 1 / 10
     seen = facts.images + round(facts.exemplars * facts.old)
     steps = max(LEAST_STEPS, EPOCHS * -(-seen // BATCH))
