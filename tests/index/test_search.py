@@ -140,6 +140,10 @@ def test_a_broken_shard_is_named(tmp_path: Path) -> None:
         read(vectors.path)
     file.write_bytes(whole)
     assert len(read(vectors.path)) == 100
+    ids = vectors.path / "000001.json"
+    ids.write_text(ids.read_text().replace("31", "13"))
+    with pytest.raises(UserError, match=r"000001.json is not what was written, or was replaced since"):
+        read(vectors.path).names([31])
     cut(vectors)
     with pytest.raises(UserError, match=r"000000.npy is broken \(1,080 bytes, 1,088 were written\)"):
         read(vectors.path)

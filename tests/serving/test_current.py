@@ -7,12 +7,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import everclip
+from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.runs.card import identity
 from everclip.serving import current as module
@@ -142,6 +144,27 @@ def test_embeddings_of_another_encoder(here: Path, lines: list[str], tmp_path: P
     assert current.now.asking is None
     assert "vectors does not exist" in current.now.unfit
     assert lines[1].startswith("/search is off: ")
+
+
+def test_embeddings_keep_their_own_ids(here: Path, made: Path, serving: Serving) -> None:
+    """Where the link leads elsewhere, or the folder is replaced: until the server is told to look again."""
+    with chdir(made):
+        assert main(["embed", "v1", "cold", "-o", str(here / "others")]) == 0
+    link("vectors", here / "linked")
+    query = (here / "red.png").read_bytes()
+    with serving(here / "v1", here / "linked") as client:
+        link("others", here / "linked")
+        before = client.ask("/search?k=3", query)
+        assert (before[0], {one["id"].split("/")[0] for one in before[1]["found"]}) == (200, {"warm"})
+        shutil.rmtree(here / "vectors")
+        shutil.copytree(here / "others", here / "vectors")
+        assert client.ask("/search?k=3", query)[0] == 500
+        assert "000000.json is not what was written, or was replaced since: open" in client.lines[-1]
+        assert client.current is not None
+        client.current.ask()
+        client.current.look()
+        status, found = client.ask("/search?k=3", query)
+        assert (status, {one["id"].split("/")[0] for one in found["found"]}) == (200, {"cold"})
 
 
 def test_features_are_no_pictures(tmp_path: Path, lines: list[str]) -> None:

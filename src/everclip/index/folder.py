@@ -13,13 +13,14 @@ leaves beyond that is written anew by the next.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +28,7 @@ from jaxtyping import Float
 from everclip.errors import UserError
 from everclip.system import checkpoint, kinds
 from everclip.system.outputs import check_new
-from everclip.system.reading import JSON_BYTES, MOST_PARTS, read_json, readable
+from everclip.system.reading import JSON_BYTES, MOST_PARTS, parse_json, read_bytes, read_json, readable
 from everclip.system.text import check
 
 FORMAT = 1
@@ -79,11 +80,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard; ``first`` is the number of embeddings in the shards before it."""
+    """A shard.
+
+    Args:
+        first: number of embeddings in the shards before it.
+        digest: SHA-256 of its JSON, as the manifest had it.
+    """
 
     name: str
     first: int
     rows: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,10 @@ class Listed:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """The embeddings in a folder, none of them in memory."""
+    """The embeddings in a folder, none of them in memory.
+
+    Once ``blocks`` are mapped they stay what they are, whatever becomes of the folder; ids are read when asked for.
+    """
 
     path: Path
     table: Table
@@ -126,10 +136,14 @@ class Vectors:
         ]
 
     def listed(self, shard: Shard) -> Listed:
-        """Return what the rows of a shard are. Raises UserError where that is missing or broken."""
+        """Return what the rows of a shard are. Raises UserError where that is missing, broken or of another folder."""
         file = self.path / f"{shard.name}.json"
         with readable(file, _AGAIN, "is broken"):
-            found = read_json(file)
+            content = read_bytes(file, JSON_BYTES)
+            if hashlib.sha256(content).hexdigest() != shard.digest:
+                words = "is not what was written, or was replaced since: open the folder again"
+                raise UserError(f"{file} {words}, or {_AGAIN}")
+            found = parse_json(content)
         if not _ROWS(found):
             raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
         if len(found["ids"]) != shard.rows:
@@ -188,7 +202,8 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
         contents[f"{name}.npy"] = content.getvalue()
     contents[f"{name}.json"] = told
     checkpoint.amend(vectors.path, contents)
-    return Vectors(vectors.path, vectors.table, (*vectors.shards, Shard(name, len(vectors), len(rows))))
+    shard = Shard(name, len(vectors), len(rows), hashlib.sha256(told).hexdigest())
+    return Vectors(vectors.path, vectors.table, (*vectors.shards, shard))
 
 
 def is_vectors(path: Path) -> bool:
@@ -209,33 +224,33 @@ def read(path: Path, whole: bool = False) -> Vectors:
         what = f"has no {TABLE}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}: write it with everclip embed MODEL DATA -o {path}")
     with checkpoint.checked(path, _AGAIN):
-        sizes = checkpoint.sizes(path)
+        entries = checkpoint.entries(path)
         if whole:
             checkpoint.verify(path)
         table = read_json(path / TABLE)
     check(table, path / TABLE)
     if not _TABLE(table) or not table["width"]:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
-    for file, size in ((path / name, size) for name, size in sizes.items()):
+    for file, size in ((path / name, entry["bytes"]) for name, entry in entries.items()):
         if not file.is_file():
             raise UserError(f"{file} is missing: {_AGAIN}")
         if file.stat().st_size != size:
             sizes_found = f"{file.stat().st_size:,} bytes, {size:,} were written"
             raise UserError(f"{file} is broken ({sizes_found}): {_AGAIN}")
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
-    return Vectors(path, found, tuple(_shards(path, found, sizes)))
+    return Vectors(path, found, tuple(_shards(path, found, entries)))
 
 
-def _shards(path: Path, table: Table, sizes: Mapping[str, int]) -> Iterator[Shard]:
+def _shards(path: Path, table: Table, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Shard]:
     """Yield the shards in order. Raises UserError where one is missing in their row."""
-    listed = sorted(name[:-5] for name in sizes if name[:-5].isdecimal() and name.endswith(".json"))
+    listed = sorted(name[:-5] for name in entries if name[:-5].isdecimal() and name.endswith(".json"))
     names = [f"{number:06d}" for number in range(len(listed))]
     if listed != names:
         raise UserError(f"{path} is damaged (its shards are not numbered from 0 on): {_AGAIN}")
     first = 0
     for name in names:
-        rows = len(_mapped(path / f"{name}.npy", table)) if f"{name}.npy" in sizes else 0
-        yield Shard(name, first, rows)
+        rows = len(_mapped(path / f"{name}.npy", table)) if f"{name}.npy" in entries else 0
+        yield Shard(name, first, rows, str(entries[f"{name}.json"].get("sha256")))
         first += rows
 
 

@@ -149,8 +149,9 @@ class Source:
         """Return the version with the embeddings, if they fit it."""
         assert self.vectors is not None
         try:
-            vectors = vectors_folder.read(Path(self.vectors).expanduser())
-            if not len(vectors):
+            # Resolved once, and mapped now: a link may move on, and a folder be replaced, under one that is in use.
+            vectors = vectors_folder.read(Path(self.vectors).expanduser().resolve())
+            if not vectors.blocks:
                 raise UserError(f"{self.vectors} has no embeddings yet: make some with everclip embed")
             spec = str(place) if served.identity else self.spec
             return replace(served, vectors=vectors, asking=fitting(vectors, served.model.encoder, spec))

@@ -237,9 +237,9 @@ def names(folder: Path) -> frozenset[str]:
     return frozenset(_body(folder)["files"])
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Return bytes of a checkpoint's files, as its manifest has them. Raises as ``verify`` does."""
-    return {name: entry["bytes"] for name, entry in _body(folder)["files"].items()}
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return "bytes" and "sha256" of a checkpoint's files, as its manifest has them. Raises as ``verify`` does."""
+    return dict(_body(folder)["files"])
 
 
 def verify(folder: Path) -> None:
