@@ -131,6 +131,31 @@ def test_a_model_without_a_folder_stays(toy: str, made: Path, lines: list[str]) 
     assert current.switches == 1
 
 
+def test_what_was_asked_for_is_tried_until_it_succeeds(
+    toy: str, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model without an identity would be opened at no other time."""
+    model = Path(shutil.copytree(toy.removeprefix("local-dir:"), tmp_path / "model"))
+    current = Current(Source(f"local-dir:{model}", ("cat", "dog")), lines.append)
+    first = current.now
+    model.rename(tmp_path / "away")
+    current.ask()
+    for _ in range(3):
+        current.look()
+        assert current.now is first
+        assert "model" in current.error
+    assert len(lines) == 1
+    (tmp_path / "away").rename(model)
+    current.look()
+    assert current.now is first, "it is tried again after a while"
+    monkeypatch.setattr(module.time, "monotonic", lambda: time.perf_counter() + 1e9)
+    current.look()
+    assert current.now is not first
+    assert (current.error, current.switches) == ("", 1)
+    current.look()
+    assert current.switches == 1
+
+
 def test_embeddings_of_another_encoder(here: Path, lines: list[str], tmp_path: Path) -> None:
     """They are an error at first; later only /search is off, as the model matters more."""
     other = f"local-dir:{toy_clip(tmp_path, seed=5)}"

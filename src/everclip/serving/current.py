@@ -202,7 +202,7 @@ class Current:
         self.error = ""
         self.switches = 0
         self._source, self._say = source, say
-        self._asked = False
+        self._asked = self._owed = False
         self._failed: tuple[str | None, float] = (None, 0.0)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="everclip-current", daemon=True)
@@ -228,10 +228,11 @@ class Current:
     def look(self) -> None:
         """Take the version that the folder holds into use, if it is another one or ``ask`` was called."""
         asked, self._asked = self._asked, False
+        self._owed |= asked  # until it is opened, however often that fails
         found: str | None = None
         try:
             found = self._source.identity()
-            if not asked and found == self.now.identity:
+            if not self._owed and found == self.now.identity:
                 self.error, self._failed = "", (None, 0.0)
                 return
             failed, until = self._failed
@@ -241,7 +242,7 @@ class Current:
         except Exception as error:  # whatever a damaged folder raises, the version in use stays
             self._keep(found, error)
             return
-        self.now, self.error, self._failed = new, "", (None, 0.0)
+        self.now, self.error, self._failed, self._owed = new, "", (None, 0.0), False
         self.switches += 1
         self._say(f"serving {new.words} now")
         if new.unfit:
