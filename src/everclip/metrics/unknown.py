@@ -66,7 +66,7 @@ def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
     ordered, n = np.sort(values.astype(np.float64)), len(values)
     if n > MOST:  # the j-th of those kept is at or above the fraction j / (MOST + 1)
         ordered = ordered[-(-np.arange(1, MOST + 1) * (n + 1) // (MOST + 1)) - 1]
-    return HeldOut(score=score, data=data, images=n, scores=[float(f"{value:.9g}") for value in ordered])
+    return HeldOut(score=score, data=data, images=n, scores=ordered.tolist())
 
 
 def images_for(rate: float) -> int:
