@@ -172,6 +172,8 @@ def test_the_examples_read_every_kind_of_picture_as_everclip_does(example: str, 
     exec(function, given)
     values = np.random.default_rng(0).integers(0, 256, (9, 8, 4)).astype(np.uint8)
     grey = values[..., 0]
+    odd = grey.astype(np.float32) / 255
+    odd[0, :3] = np.inf, -np.inf, np.nan
     for image in (
         Image.fromarray(values),
         Image.fromarray(values[..., :2]),
@@ -180,6 +182,8 @@ def test_the_examples_read_every_kind_of_picture_as_everclip_does(example: str, 
         Image.fromarray(grey.astype(np.uint16) * 257),
         Image.fromarray(grey.astype(np.int32)),
         Image.fromarray(grey.astype(np.float32) / 255),
+        Image.fromarray(odd),
+        Image.fromarray(np.full((2, 2), np.inf, dtype=np.float32)),
     ):
         np.testing.assert_array_equal(given["rgb"](image), to_rgb(image), err_msg=image.mode)
 

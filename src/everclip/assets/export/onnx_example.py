@@ -18,11 +18,12 @@ LABELS = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
 
 
 def rgb(image):
-    """A picture as 8-bit RGB: transparency on white, 16-bit grey and floats of 0..1 scaled."""
+    """A picture as 8-bit RGB: transparency on white, 16-bit grey and floats of 0..1 scaled, infinite values white."""
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=np.inf)
+        highest = grey.max(initial=0, where=grey < np.inf)
         tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        top = next((top for top in tops if grey.max() <= top), tops[-1])
+        top = next((top for top in tops if highest <= top), tops[-1])
         image = Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
