@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 import tempfile
@@ -95,6 +96,33 @@ def test_large_pictures_are_not_decoded_all_at_once(
             assert isinstance(other, dict)
             assert one["embedding"] == pytest.approx(other["embedding"], abs=1e-5)
         assert isinstance(found[-1], Refused)
+
+
+def test_thin_pictures_count_as_what_they_are_resized_to(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy takes 32 x 32: of 2 x 400 pixels it makes 32 x 6400."""
+    file = io.BytesIO()
+    Image.new("RGB", (2, 400), "red").save(file, "PNG")
+    asks, thin = [Ask("embed", file.getvalue())] * 3, 32 * 6400
+    assert client.current is not None
+    (refused, *_) = Answering(client.current, thin - 1, client.lines.append)(asks)
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.message) == (
+        413,
+        "the picture has 2 x 400 pixels, more than 0.204799 million once its shorter side has 32: send a less thin one",
+    )
+    sizes = list[int]()
+
+    def noted(names: list[str], contents: list[bytes]) -> Encoded:
+        sizes.append(len(contents))
+        return Encoded(names, contents)
+
+    monkeypatch.setattr(answering, "Encoded", noted)
+    monkeypatch.setattr(answering, "AT_ONCE", 2 * thin)
+    found = Answering(client.current, thin, client.lines.append)(asks)
+    assert sizes == [2, 1]
+    assert not [one for one in found if isinstance(one, Refused)]
 
 
 def test_embed_and_search_are_the_commands(client: Client, made: Path, say: Say) -> None:

@@ -65,6 +65,11 @@ def _scaled(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
     return grey
 
 
+def most_pixels(width: int, height: int, size: int) -> int:
+    """Return how many pixels a picture has at most while its shorter side is resized to ``size``, before the crop."""
+    return max(width * height, -(-(size**2) * max(width, height) // max(1, min(width, height))))
+
+
 class Pixels:
     """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are. Raises
     UserError where the model takes the other kind.
@@ -117,11 +122,9 @@ class Pixels:
         most = Image.MAX_IMAGE_PIXELS or math.inf
         try:
             with Image.open(io.BytesIO(self.store.read(row)), formats=FORMATS) as image:
-                if image.width * image.height > most:
-                    return f"too large: {image.width} x {image.height} pixels"
-                # The shorter side is resized to ``size`` before the crop: the longer one grows with it.
-                if self.size**2 * max(image.size) / max(1, min(image.size)) > most:
-                    return f"too thin: {image.width} x {image.height} pixels"
+                if most_pixels(*image.size, self.size) > most:
+                    what = "large" if image.width * image.height > most else "thin"
+                    return f"too {what}: {image.width} x {image.height} pixels"
                 image.load()
                 small = self._transform(to_rgb(image))
         except UnidentifiedImageError:

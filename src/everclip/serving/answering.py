@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from everclip.data.gathered import Encoded
-from everclip.data.pixels import FORMATS
+from everclip.data.pixels import FORMATS, most_pixels
 from everclip.errors import UserError, memory_words
 from everclip.index.queries import Asker
 from everclip.index.search import nearest
@@ -23,7 +23,7 @@ from everclip.serving.limits import MEGA, Refused, without_folders
 from everclip.system.text import printable
 
 AT_ONCE = 100 * MEGA
-"""Largest number of pixels of the pictures that are decoded together: each pixel takes 10 to 20 bytes meanwhile."""
+"""Largest number of pixels of the pictures that are decoded together, resized ones too: each takes 10 to 20 bytes."""
 Kind = Literal["predict", "embed", "search"]
 Json = dict[str, Any]
 Result = Json | Refused
@@ -52,7 +52,7 @@ class Answering:
 
     Args:
         current: the version in use, taken once per batch.
-        pixels: largest width times height of a picture.
+        pixels: of a picture, whole and resized.
         say: takes one line about a request that fails on our side.
     """
 
@@ -71,9 +71,9 @@ class Answering:
         groups: dict[tuple[Kind, type, float | None, int], list[int]] = {}
         part, together = 0, 0
         for place, ask in enumerate(asks):
-            pixels, large = (
-                _measured(ask.content, self._pixels) if isinstance(ask.content, bytes) else (0, "")
-            )
+            pixels, large = 0, ""
+            if isinstance(ask.content, bytes):
+                pixels, large = _measured(ask.content, self._pixels, served.model.clip.image_size)
             if large:
                 results[place] = Refused(413, large)
                 continue
@@ -97,8 +97,12 @@ class Answering:
         return [one if isinstance(one, Refused) else one | served.label for one in found]
 
 
-def _measured(content: bytes, most: int) -> tuple[int, str]:
-    """Return the pixels of a picture, and words where they are more than allowed; only its header is read."""
+def _measured(content: bytes, most: int, size: int) -> tuple[int, str]:
+    """Return the pixels of a picture, and words where they are more than allowed; only its header is read.
+
+    Args:
+        size: of the model's pictures.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -106,10 +110,12 @@ def _measured(content: bytes, most: int) -> tuple[int, str]:
         return 0, f"the picture has more than {most / MEGA:g} million pixels: send a smaller one"
     except Exception:  # decoding says what is wrong with it
         return 0, ""
-    if width * height <= most:
-        return width * height, ""
-    size = f"{width} x {height} pixels, more than {most / MEGA:g} million"
-    return 0, f"the picture has {size}: send a smaller one"
+    pixels = most_pixels(width, height, size)
+    if pixels <= most:
+        return pixels, ""
+    thin = "" if width * height > most else f" once its shorter side has {size}"
+    words = f"{width} x {height} pixels, more than {most / MEGA:g} million{thin}"
+    return 0, f"the picture has {words}: send a {'less thin' if thin else 'smaller'} one"
 
 
 def _store(asks: Sequence[Ask]) -> Encoded:

@@ -27,7 +27,7 @@ class Limits:
 
     Args:
         body: bytes of an encoded picture.
-        pixels: width times height of a picture, which is compared before it is decoded.
+        pixels: of a picture, whole and with its shorter side resized, which is compared before it is decoded.
         waiting: requests that are read, wait or are computed; more are told to come again.
     """
 
