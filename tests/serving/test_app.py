@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import socket
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from PIL import Image
 from everclip.data.gathered import Encoded
 from everclip.serving import answering, app, batches
 from everclip.serving.answering import Answering, Ask, Result
+from everclip.serving.current import Source
 from everclip.serving.limits import Limits, Refused, without_folders
 from tests.cli.conftest import Say
 from tests.serving import malformed
@@ -337,7 +339,35 @@ def test_batches_keep_the_order_and_outlive_an_error() -> None:
 
 def test_messages_name_no_folder() -> None:
     text = "/data/some place/v2 is damaged (x.pt is missing): see /a/b/c.json\nand ~/d/e"
-    assert without_folders(text, Path("/data/some place/v2")) == (
-        "v2 is damaged (x.pt is missing): see c.json and e"
-    )
-    assert without_folders("either/or 3 / 4") == "either/or 3 / 4"
+    assert without_folders(text, "/data/some place/v2") == "v2 is damaged (x.pt is missing): see c.json and e"
+    assert without_folders("either/or 3 / 4", "/v2", ".", "") == "either/or 3 / 4"
+
+
+@pytest.mark.parametrize("folder", ["client (a) models", "/srv/client (a) models", "a/b c", "~/my d", ".."])
+def test_nor_one_that_is_relative_or_has_spaces_and_brackets(folder: str) -> None:
+    """The model and the embeddings are called what the server was started with, or what that is in full."""
+    source = Source(f"local-dir:{folder}/v1", None, f"{folder}/vectors/")
+    for path in (path.rstrip("/") for path in source.paths):
+        told = without_folders(f"{path} (y) is not in {path}/x.pt: use embed local-dir:{path}", *source.paths)
+        name = Path(path).name
+        assert told == f"{name} (y) is not in {name}/x.pt: use embed local-dir:{name}"
+
+
+def test_answers_name_no_folder(made: Path, tmp_path: Path, serving: Serving) -> None:
+    here = Path(shutil.copytree(made, tmp_path / "client (a) models"))
+    body = (here / "red.png").read_bytes()
+    with serving(here / "v1", here / "vectors") as client:
+        found = [client.ask("/predict?unknown_at=0.001", body)]
+        shutil.rmtree(here / "vectors")
+        assert client.current is not None
+        client.current.ask()
+        client.current.look()
+        found += [client.ask("/search", body), client.ask("/health")]
+        (here / "v1" / "method.pt").write_bytes(b"")
+        client.current.ask()
+        client.current.look()
+        found.append(client.ask("/health"))
+    told = [answer.get("error") or answer["search"] for _, answer in found]
+    assert [" of v1: use 3" in told[0], told[3][:16]] == [True, "v1 is damaged (m"], told
+    assert "off: vectors does not exist: write it with everclip embed MODEL DATA -o vectors" in told[2]
+    assert not [line for line in told if "client" in line or "/m" in line]

@@ -133,7 +133,7 @@ def _predicted(served: Served, asks: Sequence[Ask]) -> list[Result]:
     try:  # all of a group ask for the same rate
         told = [*answers(served.model, [_store(asks)], asks[0].unknown_at)]
     except UserError as error:
-        return [Refused(422, without_folders(str(error)))] * len(asks)
+        return [Refused(422, served.public(str(error)))] * len(asks)
     for ask, answer in zip(asks, told, strict=True):
         shown = as_dict(served.model, answer, ask.top, ask.reject_below, ask.unknown_at is not None)
         del shown["file"]
@@ -156,7 +156,7 @@ def _searched(served: Served, asks: Sequence[Ask]) -> list[Result]:
     if vectors is None or asking is None:
         why = "the server has no embeddings: start it with --vectors DIR"
         if served.unfit:
-            why = f"the embeddings do not fit the version in use ({without_folders(served.unfit)})"
+            why = f"the embeddings do not fit the version in use ({served.public(served.unfit)})"
         return [Refused(503, why)] * len(asks)
     most = max(ask.top for ask in asks)
 

@@ -24,7 +24,7 @@ from everclip.errors import shown, suggest
 from everclip.serving.answering import Answering, Ask, Json, Kind
 from everclip.serving.batches import Batches
 from everclip.serving.current import Current, Say
-from everclip.serving.limits import MOST_JSON, MOST_TEXT, MOST_TOP, SECONDS, Limits, Refused, without_folders
+from everclip.serving.limits import MOST_JSON, MOST_TEXT, MOST_TOP, SECONDS, Limits, Refused
 from everclip.system.reading import Unreadable, parse_json
 from everclip.system.text import json_text
 
@@ -80,7 +80,7 @@ class Service:
     async def health(self, request: Request) -> Response:
         """Return what a monitor looks at; ``error`` is why the folder's version is not the one in use."""
         served = self._current.now
-        off = without_folders(served.unfit) or ("no --vectors" if served.vectors is None else "")
+        off = served.public(served.unfit) or ("no --vectors" if served.vectors is None else "")
         told = {
             "status": "ok",
             **served.label,

@@ -25,7 +25,7 @@ from everclip.index.encoder import fingerprint
 from everclip.index.folder import Vectors
 from everclip.index.queries import Asker, fitting
 from everclip.inference.learned import RECORD, is_version
-from everclip.inference.model import Deployed, open_model
+from everclip.inference.model import LOCAL, Deployed, open_model
 from everclip.inference.predict import answers
 from everclip.runs import card as cards
 from everclip.runs.card import FILE
@@ -57,6 +57,7 @@ class Served:
         mark: its fingerprint.
         vectors, asking: embeddings to search in, and an encoder that fits them; None without.
         unfit: why these embeddings cannot be searched with this version; empty if they can.
+        paths: as of ``Source``.
     """
 
     name: str
@@ -68,6 +69,11 @@ class Served:
     vectors: Vectors | None = None
     asking: Asker | None = None
     unfit: str = ""
+    paths: tuple[str, ...] = ()
+
+    def public(self, message: str) -> str:
+        """Return a message about this version for people elsewhere: on one line, without folders."""
+        return without_folders(message, *self.paths)
 
     @property
     def label(self) -> dict[str, Any]:
@@ -100,6 +106,13 @@ class Source:
     def place(self) -> Path:
         """The folder, where a link to it leads now."""
         return Path(self.spec).expanduser().resolve()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What messages may call the model and the embeddings: as given, and in full."""
+        given = [self.spec.removeprefix(LOCAL), self.vectors or ""]
+        full = [Path(path).expanduser() for path in given]
+        return (*given, *map(str, full), *(str(path.resolve()) for path in full))
 
     def identity(self) -> str:
         """Return which model the folder holds now; empty for what is no model folder. Raises UserError if damaged."""
@@ -135,6 +148,7 @@ class Source:
             _number(place) if before else None,
             Asker(model.encoder),
             fingerprint(model.encoder),
+            paths=self.paths,
         )
         _try(served)
         return served if self.vectors is None else self._searching(served, place, strict)
@@ -251,7 +265,7 @@ class Current:
     def _keep(self, found: str | None, error: Exception) -> None:
         """Note why the version in use stays."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        words = without_folders(reason, self._source.place)
+        words = without_folders(reason, *self._source.paths)
         if words != self.error:
             self._say(f"{self.now.words} stays in use: {printable(' '.join(reason.split()))}")
         self.error, self._failed = words, (found, time.monotonic() + AGAIN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from everclip.system.text import printable, shortened
 
@@ -50,12 +49,13 @@ class Refused(Exception):
         self.message = printable(" ".join(message.split()))
 
 
-def without_folders(text: str, *places: Path) -> str:
+def without_folders(text: str, *paths: str) -> str:
     """Return a message for people elsewhere: on one line, of each path the name alone.
 
     Args:
-        places: whose folders are left out even if their names hold spaces.
+        paths: whose folders are left out even if they are relative, or their names hold spaces or brackets.
     """
-    for place in places:
-        text = text.replace(f"{place.parent}/", "")
+    folders = {path.rstrip("/").rpartition("/")[0] for path in paths} - {""}
+    for folder in sorted(folders, key=len, reverse=True):  # one may begin another
+        text = re.sub(rf"(?<![\w.~/-]){re.escape(folder)}/", "", text)
     return shortened(printable(" ".join(_FOLDERS.sub("", text).split())), 300)
