@@ -58,7 +58,20 @@ def test_it_finds_what_a_whole_sort_finds(tmp_path: Path, each: int, k: int, dty
     assert search.nearest(vectors, queries[:0], 3)[0].shape == (0, 3)
 
 
-@pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
+FAISS = pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
+
+
+@FAISS
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("k", [1, 60])
+def test_nor_does_faiss_pass_by_what_is_not_finite(tmp_path: Path, odd: float, k: int) -> None:
+    rows = unit(60)
+    rows[40, 3] = odd
+    with pytest.raises(UserError, match="an embedding from row 30 on is not finite"):
+        search.nearest(filled(tmp_path / "v", rows), unit(2, seed=1), k)
+
+
+@FAISS
 def test_faiss_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = filled(tmp_path / "v", unit(100)), unit(5, seed=1)
     by_faiss = search.nearest(vectors, queries, 10)

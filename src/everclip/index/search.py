@@ -99,4 +99,6 @@ def _with_faiss(
 
     whole = np.ascontiguousarray(queries), np.ascontiguousarray(block)
     cosines, rows = faiss.knn(*whole, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return cosines, rows
+    # It passes by what is not finite, and gives row -1 where too few are left.
+    finite = all(np.isfinite(part).all() for part in whole)
+    return (cosines if finite else cosines + np.nan), rows
