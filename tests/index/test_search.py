@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import everclip
 from everclip.errors import UserError
 from everclip.index import search
+from everclip.index.encoder import fingerprint, open_encoder
 from everclip.index.folder import Listed, Table, Vectors, append, create, read
+from everclip.index.maps import FILE, Map
+from everclip.index.queries import fitting
 from everclip.seeding import generator
 from tests.cli.conftest import Say
 from tests.index.test_embed import cut, gone
@@ -109,6 +113,16 @@ def test_a_query_of_another_encoder_is_refused(toy: str, pictures: Path, tmp_pat
     everclip.Learner(toy, progress=False)
     table = json.loads((tmp_path / "v" / "table.json").read_text())
     assert say("search", tmp_path / "v", "a dog", "--model", table["model"])[0] == 0
+
+
+def test_a_strangers_map_of_another_width_is_refused(tmp_path: Path) -> None:
+    """It and the folder fit each other and the encoder's fingerprint, but not what the encoder gives."""
+    model, vectors = toy_clip(tmp_path), filled(tmp_path / "v", unit(3, 4))
+    clip = open_encoder(f"local-dir:{model}")
+    Map(torch.eye(4), torch.zeros(4), fingerprint(clip), vectors.table.fingerprint, "k").save(model / FILE)
+    line = r"index.safetensors takes embeddings of 4 numbers, and .* gives 16: use another copy"
+    with pytest.raises(UserError, match=line):
+        fitting(vectors, clip, str(model))
 
 
 def test_bad_input_is_one_line(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:

@@ -14,6 +14,7 @@ from everclip.data.formats.folders import SUFFIXES
 from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
+from everclip.index.embed import width
 from everclip.index.encoder import fingerprint, open_encoder
 from everclip.index.folder import IMAGE, TEXT, Vectors
 from everclip.index.maps import FILE, Map, load
@@ -106,12 +107,17 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
         spec: what the encoder was opened by, which may have a map to these embeddings.
 
     Raises:
-        UserError: it is another encoder, without such a map.
+        UserError: it is another encoder, without such a map, or its map takes embeddings of another width.
     """
     wanted, mark, mapped = vectors.table.fingerprint, fingerprint(clip), _map_of(spec)
     if mark == wanted:
         return Asker(clip)
     if mapped is not None and (mapped.of, mapped.to) == (mark, wanted):
+        if len(mapped.bias) != width(clip):
+            widths = f"of {len(mapped.bias)} numbers, and {spec} gives {width(clip)}"
+            raise UserError(
+                f"the map in {Path(spec) / FILE} takes embeddings {widths}: use another copy of {spec}"
+            )
         return Asker(clip, mapped)
     raise UserError(
         f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
