@@ -234,6 +234,27 @@ def test_a_class_without_training_images_has_no_probability_to_calibrate(
     )
 
 
+def test_no_class_that_was_learned_is_one_line(toy: str, tmp_path: Path, say: Say) -> None:
+    """Neither predict nor export gives numbers that are none, where of all classes to choose from no image was read."""
+    photos = image_folder(tmp_path / "photos", {"train": 4, "test": 2})
+    for file in (photos / "train" / "red").iterdir():
+        file.write_bytes(b"broken")
+    run, one = learned(tmp_path / "run", toy, f"imagefolder:{photos}", "method=ncm"), tmp_path / "one.txt"
+    one.write_text("red\n")
+    line = f"error: {run} has learned no image of any of the 1 classes to choose from: add a class"
+    picture = photos / "test" / "red" / "0.png"
+    for words in (
+        ("predict", run, picture, "--json"),
+        ("export", run, "--format", "onnx", "-o", tmp_path / "onnx"),
+    ):
+        code, out, err = say(*words, "--classes", one)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(line)
+    one.write_text("red\ngreen\n")
+    shown = rows(say("predict", run, picture, "--json", "--classes", one)[1])[0]
+    assert [top["probability"] for top in shown["top"]] == [1, 0]
+
+
 def test_unknown_pictures_are_found_at_a_stated_rate(
     run: Path, pictures: Path, tmp_path: Path, say: Say
 ) -> None:

@@ -30,6 +30,7 @@ from everclip.export import Written, quiet, write_json
 from everclip.export.shared.session import as_input, opened, outputs
 from everclip.export.shared.tracing import trace
 from everclip.inference.model import Deployed
+from everclip.inference.predict import asked
 from everclip.inference.unknown import LOGIT, judged
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
@@ -45,7 +46,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """Write the graph and its files, and run it with onnxruntime beside torch.
 
     Raises:
-        UserError: the packages of the extra ``onnx`` are missing, or the exporter does not know an operation.
+        UserError: the packages of the extra ``onnx`` are missing, the model gives no probabilities, or the exporter
+            does not know an operation.
         RunError: a probability differs from torch's by more than ``TOLERANCE``.
     """
     with _needed(), quiet():
@@ -53,6 +55,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         import onnxruntime  # noqa: F401  (its absence is said before anything is traced)
         import onnxscript  # noqa: F401  (the exporter's)
 
+        asked(model, pictures)  # a model without probabilities is refused here
         program = _trace(model)
         program.save(folder / "model.onnx")
         graph = onnx.load(folder / "model.onnx", load_external_data=False)

@@ -55,7 +55,7 @@ def answers(model: Deployed, batches: Iterable[Store], unknown_at: float | None 
             picture is.
 
     Raises:
-        UserError: as ``unknown.threshold``, before the first answer.
+        UserError: as ``unknown.threshold``, before the first answer; or the model gives no probabilities.
     """
     above = None if unknown_at is None else threshold(model, unknown_at)
     return _answers(model, batches, above)
@@ -87,11 +87,24 @@ def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
     """Return probabilities of images as the model takes them, and for a threshold unknown scores, and which
-    are above it."""
+    are above it. Raises UserError where they are no numbers."""
     if above is None:
-        return probabilities(model.logits(images)), [None] * len(images), [False] * len(images)
+        return _shares(model, model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
-    return probabilities(logits), unknown[:, 0].tolist(), (unknown[:, 0] > above).tolist()
+    return _shares(model, logits), unknown[:, 0].tolist(), (unknown[:, 0] > above).tolist()
+
+
+def _shares(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
+    """Return probabilities of a model's logits. Raises UserError where they are no numbers."""
+    if np.isneginf(logits).all(1).any():
+        raise UserError(
+            f"{model.spec} has learned no image of any of the {len(model.names)} classes to choose from: add"
+            " a class that it has learned"
+        )
+    found = probabilities(logits)
+    if not np.isfinite(found).all():
+        raise UserError(f"{model.spec} gives no probabilities, but what is no number: use another copy")
+    return found
 
 
 def everyone(

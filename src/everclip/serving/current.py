@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from everclip.data.gathered import Encoded
@@ -192,7 +191,7 @@ def _try(served: Served) -> None:
     grey = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(grey, "PNG")
     (answer,) = answers(served.model, [Encoded(["a grey picture"], [grey.getvalue()])])
-    if answer.probabilities is None or not np.isfinite(answer.probabilities).all():
+    if answer.probabilities is None:
         raise UserError(f"{served.name} gives no probabilities for a grey picture: use another copy")
 
 
