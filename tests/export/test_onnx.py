@@ -282,6 +282,8 @@ def test_a_closed_form_says_how_unknown_a_picture_is(toy: str, photos: str, tmp_
     how = json.loads((folder / "preprocess.json").read_text())["unknown"]
     assert how["score"] == "relative_mahalanobis"
     assert how["thresholds"] == {f"{rate:g}": held.threshold(rate) for rate in (0.05, 0.1, 0.2, 0.5)}
+    one = export(model, "onnx", str(tmp_path / "one"), pictures[:1]).checked  # whose scores have no span
+    assert one["largest_difference_of_unknown_scores"] < 1e-4
     paths = []
     for number in range(12):
         paths.append(tmp_path / f"{number}.png")
