@@ -128,6 +128,9 @@ def test_two_runs_with_different_classes(run: Path, toy: str, tmp_path: Path, sa
     assert all(torch.allclose(value, (one[n] + two[n]) / 2, atol=1e-6) for n, value in both.items())
     result = json.loads(say("evaluate", tmp_path / "both", "--data", other, "--json")[1])
     assert result["label_set"] == 8
+    code, out, err = say("merge", run, "--with", second, "--validate", other, "-o", tmp_path / "own")
+    assert (code, out) == (2, "")
+    assert err == f"error: --validate {other} is the data of {second} itself: give other images\n"
     # a merged folder can be merged again
     assert say("merge", tmp_path / "both", "--with", toy, "--alpha", "0.9", "-o", tmp_path / "again")[0] == 0
 
@@ -139,6 +142,33 @@ def test_a_run_with_a_frozen_part_that_was_kept(toy: str, photos: str, tmp_path:
     before, after = weights(toy), weights(newest(run))
     for name, value in weights(tmp_path / "m").items():
         torch.testing.assert_close(value, (before[name] + after[name]) / 2)
+
+
+def test_the_mean_that_is_subtracted_is_between_both(toy: str, photos: str, tmp_path: Path, say: Say) -> None:
+    one, two, plain = (
+        learned(tmp_path / name, toy, photos, "method=gdro", f"scenario.tasks={tasks}", f"center={center}")
+        for name, tasks, center in (("one", 2, "true"), ("two", 1, "true"), ("plain", 1, "false"))
+    )
+    first, second = (open_model(str(run)).clip.center for run in (one, two))
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first, second), "the first task has other classes"
+    for alpha, mean in ((0, second), (0.25, 0.25 * first + 0.75 * second), (1, first)):
+        assert say("merge", one, "--with", two, "--alpha", alpha, "-o", tmp_path / f"{alpha}")[0] == 0
+        found = open_model(str(tmp_path / f"{alpha}")).clip.center
+        assert found is not None
+        torch.testing.assert_close(found, mean, rtol=0, atol=0 if alpha in (0, 1) else 1e-6)
+    for pair, words in (((one, plain), "the former"), ((plain, one), "the latter")):
+        code, out, err = say("merge", pair[0], "--with", pair[1], "--alpha", "0.5", "-o", tmp_path / "none")
+        assert (code, out) == (2, "")
+        assert err == (
+            f"error: of {pair[0]} and {pair[1]} only {words} subtracts a mean: give two runs with the same center=\n"
+        )
+    # before training, the model that it began with gave that mean
+    assert say("merge", one, "--with", "zero-shot", "--alpha", "0", "-o", tmp_path / "start")[0] == 0
+    found = open_model(str(tmp_path / "start")).clip.center
+    assert found is not None
+    assert torch.equal(found, first)
 
 
 BAD: list[tuple[str, str]] = [

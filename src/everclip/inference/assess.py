@@ -146,16 +146,21 @@ def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
     return images.relabel([label_of.get(one, -1) for one in found.class_names])
 
 
-def load_held_out(spec: str, model: Deployed, option: str) -> Dataset:
-    """Return a data set to choose something on; ``option`` is what it was given as, for the message.
+def load_held_out(spec: str, model: Deployed, option: str, second: Deployed | None = None) -> Dataset:
+    """Return a data set to choose something on.
+
+    Args:
+        option: what it was given as, for the message.
+        second: another model that is part of the choice.
 
     Raises:
-        UserError: it is what the model learned, whose probabilities would look too good, or its test images, which
-            would then measure nothing.
+        UserError: it is what one of the models learned, whose probabilities would look too good, or its test images,
+            which would then measure nothing.
     """
     spec = spec_of(spec)
-    if model.plan is not None and _is_part_of(spec, model.plan.config.data):
-        raise UserError(f"{option} {spec} is the data of {model.spec} itself: give other images")
+    for one in (model, second):
+        if one is not None and one.plan is not None and _is_part_of(spec, one.plan.config.data):
+            raise UserError(f"{option} {spec} is the data of {one.spec} itself: give other images")
     return load(spec, model)
 
 

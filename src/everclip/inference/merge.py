@@ -1,6 +1,7 @@
 """Merge two models by averaging their weights: WiSE-FT after training (Wortsman et al. 2022, arXiv 2109.01903).
 
-    theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers
+    theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers,
+                                                                        and the mean that center=true subtracts
 
 theta_other is the model that training began with, or another one that began with the same. What classifies must be the
 text tower: heads and towers that a method added have no counterpart. The choice of alpha looks at held-out images.
@@ -34,6 +35,7 @@ log = logging.getLogger("everclip")
 GRID = tuple(step / 10 for step in range(11))
 """The fractions to try."""
 ZERO_SHOT = "zero-shot"
+_SAME = "give two runs with the same center="
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +46,13 @@ class Pair:
         learned: with the classes of both.
         other: the weights at alpha 0.
         other_name: what they are.
+        second: the run or model folder that they are of, if they are of one.
     """
 
     learned: Deployed
     other: Clip
     other_name: str
+    second: Deployed | None = None
 
     def mixed(self, alpha: float) -> Deployed:
         """Return the model with a fraction ``alpha`` of the learned weights."""
@@ -63,6 +67,8 @@ def mixed(before: Clip, after: Clip, share: float) -> Clip:
     """Return a model with a fraction of the weights of ``after``; 0 and 1 give the end points bit for bit."""
     made = copy.deepcopy(after)
     made.model.load_state_dict(blend(before.model.state_dict(), after.model.state_dict(), share))
+    if before.center is not None and after.center is not None:
+        made.center_images(torch.lerp(before.center, after.center, share))  # the ends bit for bit, too
     return made
 
 
@@ -75,7 +81,7 @@ def pair(spec: str, other: str) -> Pair:
     Raises:
         UserError: one of them is not to be had, is classified by more than its text tower, or has other weights.
     """
-    learned = _read(spec)
+    learned, second = _read(spec), None
     if other == ZERO_SHOT:
         clip = pretrained(learned)
         name = clip.name
@@ -87,7 +93,9 @@ def pair(spec: str, other: str) -> Pair:
         clip, name = zoo.load(other, learned.clip.image_size, learned.clip.device), other
     clip = whole(clip)
     _check(learned, clip, name)
-    return Pair(learned, clip, name)
+    if second is not None and learned.encoder.centered and not clip.centered:
+        raise UserError(f"of {spec} and {name} only the former subtracts a mean: {_SAME}")
+    return Pair(learned, clip, name, second)
 
 
 def _read(spec: str) -> Deployed:
@@ -140,7 +148,7 @@ def _check(learned: Deployed, other: Clip, name: str) -> None:
     if (ours.mean, ours.std, ours.image_size) != (theirs.mean, theirs.std, theirs.image_size):
         raise UserError(f"{both} prepare images differently: give models trained from the same one")
     if theirs.centered and not ours.centered:
-        raise UserError(f"of {both} only the latter subtracts a mean: give two runs with the same center=")
+        raise UserError(f"of {both} only the latter subtracts a mean: {_SAME}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +165,8 @@ class Tried:
 
 
 def held_out(models: Pair, specs: Sequence[str]) -> list[tuple[Dataset, Pixels]]:
-    """Load the data sets to choose on, decoded once. Raises UserError for the model's own data."""
-    found = [load_held_out(spec, models.learned, "--validate") for spec in specs]
+    """Load the data sets to choose on, decoded once. Raises UserError for either model's own data."""
+    found = [load_held_out(spec, models.learned, "--validate", models.second) for spec in specs]
     for one, model in product(found, dict.fromkeys([models.learned.spec, models.other_name])):
         repeated(model, one.whole(), one.name)
     return [(data, decoded(data.whole(), models.other, KEPT_BYTES)) for data in found]
