@@ -16,7 +16,7 @@ from PIL import Image
 import everclip
 from everclip.cli.app import main
 from everclip.data.gathered import Encoded
-from everclip.data.given import checked, encoded, several
+from everclip.data.given import checked, encoded, several, to_test
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.system import progress
@@ -106,6 +106,16 @@ def test_the_version_before_is_found_from_another_folder_or_missed(
     assert not Path("v3").exists()
     (tmp_path / "moved").rename(out)
     assert is_version(known.save("v3") / "before")
+
+
+def test_the_callers_random_state_stays(toy: str, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    learner = everclip.Learner(toy, classes=["red", "black"], progress=False, method="trained")
+    images, labels = pictures(["red", "black"])
+    learner.learn(images, labels).update(*pictures(["blue"]))
+    learner.partial_fit(*pictures(["green"])).predict(images)
+    everclip.Learner.load(learner.save(tmp_path / "v1"), progress=False).embed(images)
+    assert torch.get_rng_state().equal(state)
 
 
 def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
@@ -250,7 +260,7 @@ def test_a_test_that_is_no_pair_and_one_text_are_said(learner: everclip.Learner)
     learner.learn(*pictures(["red", "black"]))
     test: Any = pictures(["blue"])[0]
     with pytest.raises(UserError, match=r"give test=\(images, labels\), or a Dataset"):
-        learner._held(test)
+        to_test(test, None)
     with pytest.raises(UserError, match="texts is one text: give a list"):
         learner.embed(texts="a dog")
     with pytest.raises(UserError, match="images is one image"):

@@ -25,11 +25,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from everclip.data.given import checked, dataset, encoded, several, table
+from everclip.data.given import checked, dataset, either, encoded, several, table, to_learn, to_test
 from everclip.data.images import Dataset
 from everclip.errors import UserError
 from everclip.index import embed as embedding
 from everclip.inference.predict import everyone
+from everclip.seeding import unchanged
 from everclip.system import trust as trusting
 from everclip.system.atomic import check_new, claimed
 from everclip.system.progress import Progress
@@ -82,7 +83,8 @@ class Learner:
         self._options = Options(method=method, exemplars=exemplars, seed=seed)
         self._options.check()
         self._progress = progress
-        self._state = begin(model, classes, None, image_size)
+        with unchanged():
+            self._state = begin(model, classes, None, image_size)
         clip = self._state.frozen
         self._width = None if clip.image_size else clip.blank().shape[1]
         self._on_disk = self._state
@@ -137,9 +139,9 @@ class Learner:
             UserError: as ``learn``; or ``max_drop`` is given, and ``test`` has no image of an old class.
         """
         self._catch_up()
-        given = self._given(images, features)
-        held = test if test is None or isinstance(test, Dataset) else self._held(test)
-        return self._learn(self._dataset(given, labels), held, replace(self._options, **_limit(max_drop)))
+        new = to_learn(self._given(images, features), labels, self._width)
+        held = None if test is None else to_test(test, self._width)
+        return self._learn(new, held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(
         self,
@@ -262,37 +264,10 @@ class Learner:
         return everyone(model, table(encoded(given, self._width), [0] * len(given), self._width), unknown_at)
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
-        """Return what is given to learn from or to name. Raises UserError where that is not what the model takes."""
-        given = images if features is None else features
-        if given is None or (images is not None and features is not None):
-            raise UserError("give either images or features")
-        if not isinstance(given, Dataset) and (features is None) != (self._width is None):
-            takes = "images" if self._width is None else "features"
-            raise UserError(f"{self._state.spec} takes {takes}: give {takes}=...")
-        if features is None:
-            several(given)
-        return given
-
-    def _dataset(self, images: Images, labels: Labels | None = None) -> Dataset:
-        """Return a data set to learn. Raises UserError for labels that do not go with the images."""
-        if not isinstance(images, Dataset):
-            names = checked(images, labels)
-            return dataset(encoded(images, self._width), names, self._width)
-        if labels is not None:
-            raise UserError("a Dataset has its own labels: leave labels out")
-        return images
-
-    def _held(self, test: Any) -> Dataset:
-        """Return images and their labels as a test part. Raises UserError for what is no such pair."""
-        if not isinstance(test, tuple | list) or len(test) != 2:
-            raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
-        if self._width is None:
-            several(test[0])
-        found = self._dataset(*test)
-        return replace(found, train=found.test, test=found.train)
+        return either(images, features, self._state.spec, self._width)
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
-        with Progress(quiet=not self._progress) as progress:
+        with unchanged(), Progress(quiet=not self._progress) as progress:
             outcome = update(self._state, new, held, options, progress)
         if outcome.passed:
             self._saved = (self._on_disk, outcome)

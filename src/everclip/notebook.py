@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from everclip.config import load_config
 from everclip.errors import UserError, shown
 from everclip.runs.finished import Finished, read
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
+from everclip.seeding import unchanged
 from everclip.system import trust as trusting
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop, Stopped
@@ -59,8 +59,7 @@ def train(
     """
     below = base if isinstance(base, Mapping) else {}
     first = [] if base is None or isinstance(base, Mapping) else [fspath(base)]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with trusting.session([] if trust is None else [trust], strict=False), torch.random.fork_rng(devices):
+    with trusting.session([] if trust is None else [trust], strict=False), unchanged():
         with Run.open(resolve(load_config([*first, *_words(settings)], [*_words(below)]))) as run:
             try:
                 complete(run, quiet=not progress)

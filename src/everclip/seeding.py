@@ -7,6 +7,8 @@ others, and so that a step's randomness depends on nothing but (seed, stage, pha
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -20,3 +22,13 @@ def hash64(*parts: object) -> int:
 def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
     """Return the generator of one stream ("order", "augment", "init", ...) at one place (stage, epoch, step, ...)."""
     return np.random.default_rng(np.random.SeedSequence([seed, hash64(stream), *key]))
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Leave torch's random state, which is the caller's own, as it was."""
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,48 @@ def several(images: Any) -> None:
     if one or not _sized(images):
         what = "one image" if one else f"a {type(images).__name__}"
         raise UserError(f"images is {what}: give a list of images, or an array [n, h, w, 3]")
+
+
+def either(images: Any, features: Any, spec: str, width: int | None) -> Any:
+    """Return what is given to learn from or to name.
+
+    Args:
+        spec, width: the model's, the latter as in ``encoded``.
+
+    Raises:
+        UserError: both or none are given, what the model does not take, or as ``several``.
+    """
+    given = images if features is None else features
+    if given is None or (images is not None and features is not None):
+        raise UserError("give either images or features")
+    if not isinstance(given, Dataset) and (features is None) != (width is None):
+        takes = "images" if width is None else "features"
+        raise UserError(f"{spec} takes {takes}: give {takes}=...")
+    if features is None:
+        several(given)
+    return given
+
+
+def to_learn(images: Any, labels: Any, width: int | None) -> Dataset:
+    """Return images, or with a width features, as a data set. Raises UserError for labels that do not go with them."""
+    if not isinstance(images, Dataset):
+        names = checked(images, labels)
+        return dataset(encoded(images, width), names, width)
+    if labels is not None:
+        raise UserError("a Dataset has its own labels: leave labels out")
+    return images
+
+
+def to_test(test: Any, width: int | None) -> Dataset:
+    """Return images and their labels as a test part, or a Dataset as it is. Raises UserError for what is neither."""
+    if isinstance(test, Dataset):
+        return test
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
+    if width is None:
+        several(test[0])
+    found = to_learn(*test, width)
+    return replace(found, train=found.test, test=found.train)
 
 
 def _sized(value: Any) -> bool:
