@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.machinery
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +353,37 @@ def test_it_learns_features_grows_saves_and_loads(tmp_path: Path) -> None:
     left = everclip.Learner.load(tmp_path / "v3", progress=False)
     assert left.classes == ["a", "c", "d", "e"]
     assert left.learn(features=found, labels=labels).classes == ["a", "c", "d", "e", "b"]
+
+
+def test_threads_wait_for_each_other(tmp_path: Path) -> None:
+    learner = everclip.Learner("features:8", progress=False)
+    found, labels = rows(["a", "b"])
+    learner.partial_fit(features=found, labels=labels)
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(lambda _: learner.classes, range(4))] == [["a", "b"]] * 4
+
+        def learn(name: str) -> None:
+            more, names = rows([name])
+            learner.partial_fit(features=more, labels=names)
+            learner.learn(features=more + 0.1, labels=names)
+            learner.predict(features=more)
+            learner.save(tmp_path / name)
+
+        list(threads.map(learn, "cdef"))
+    assert sorted(learner.classes) == list("abcdef")
+    assert learner._state.sums.counts.tolist()[:2] == [12, 12]
+    assert learner._state.sums.counts.sum() == 24 + 4 * 24
+
+
+def test_a_copy_learns_alone() -> None:
+    learner = everclip.Learner("features:8", progress=False)
+    found, labels = rows(["a", "b"])
+    learner.partial_fit(features=found, labels=labels)
+    for other in (copy.copy(learner), copy.deepcopy(learner)):
+        more, names = rows(["c"])
+        other.partial_fit(features=more, labels=names)
+        assert other.classes == ["a", "b", "c"]
+    assert learner.classes == ["a", "b"]
 
 
 def test_features_may_be_tensors_of_any_float() -> None:

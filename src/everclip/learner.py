@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, overload
 
 import numpy as np
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from everclip.data.given import checked, dataset, either, encoded, several, table, to_learn, to_test
-from everclip.data.images import Dataset
+from everclip.data.images import Dataset, ImageSet
 from everclip.errors import UserError
 from everclip.index import embed as embedding
 from everclip.inference.predict import everyone
@@ -50,7 +51,7 @@ ENOUGH = 256
 
 
 class Learner:
-    """A classifier that learns new classes.
+    """A classifier that learns new classes. Calls from several threads wait for each other.
 
     Args:
         model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved;
@@ -90,6 +91,13 @@ class Learner:
         self._on_disk = self._state
         self._saved: tuple[State, Outcome] | None = None
         self._waiting: list[tuple[bytes, str]] = []
+        self._lock = RLock()  # answers take it too: they and learning listen to the layers of the same towers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}  # which cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     @property
     def classes(self) -> list[str]:
@@ -138,10 +146,11 @@ class Learner:
         Raises:
             UserError: as ``learn``; or ``max_drop`` is given, and ``test`` has no image of an old class.
         """
-        self._catch_up()
-        new = to_learn(self._given(images, features), labels, self._width)
-        held = None if test is None else to_test(test, self._width)
-        return self._learn(new, held, replace(self._options, **_limit(max_drop)))
+        with self._lock:
+            self._catch_up()
+            new = to_learn(self._given(images, features), labels, self._width)
+            held = None if test is None else to_test(test, self._width)
+            return self._learn(new, held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(
         self,
@@ -158,9 +167,11 @@ class Learner:
         given = self._given(images, features)
         if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        self._waiting += zip(encoded(given, self._width), checked(given, labels), strict=True)
-        if len(self._waiting) >= ENOUGH:
-            self._catch_up()
+        batch = zip(encoded(given, self._width), checked(given, labels), strict=True)
+        with self._lock:
+            self._waiting = [*self._waiting, *batch]
+            if len(self._waiting) >= ENOUGH:
+                self._catch_up()
         return self
 
     @overload
@@ -216,15 +227,15 @@ class Learner:
             raise UserError("give either images or texts")
         if self._width is not None:
             raise UserError(f"{self._state.spec} takes features, which are embeddings already")
-        self._catch_up()
-        clip = self._state.encoder
-        if images is None:
-            if isinstance(texts, str):
-                raise UserError("texts is one text: give a list of texts")
-            return embedding.texts(clip, [*(texts or ())]).numpy()
-        several(images)
-        given = images.whole() if isinstance(images, Dataset) else table(encoded(images), [0] * len(images))
-        return embedding.every(clip, given).numpy()
+        with self._lock:
+            self._catch_up()
+            clip = self._state.encoder
+            if images is None:
+                if isinstance(texts, str):
+                    raise UserError("texts is one text: give a list of texts")
+                return embedding.texts(clip, [*(texts or ())]).numpy()
+            several(images)
+            return embedding.every(clip, self._table(images)).numpy()
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder (new or empty) that all commands and ``load`` accept. The version before it is the one
@@ -234,13 +245,14 @@ class Learner:
             UserError: the folder is not empty or in use, or nothing was learned since loading.
             RunError: the disk is full or fails.
         """
-        self._catch_up()
-        path = check_new(str(folder))
-        if self._saved is None:
-            raise UserError("nothing was learned yet: call learn(images, labels) before save")
-        before, outcome = self._saved
-        with on_disk(path), claimed(path):
-            self._on_disk = write_next(outcome, before, path)
+        with self._lock:
+            self._catch_up()
+            path = check_new(str(folder))
+            if self._saved is None:
+                raise UserError("nothing was learned yet: call learn(images, labels) before save")
+            before, outcome = self._saved
+            with on_disk(path), claimed(path):
+                self._on_disk = write_next(outcome, before, path)
         return path
 
     @classmethod
@@ -255,16 +267,20 @@ class Learner:
     ) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
         """Return probabilities, and which images are unknown."""
         given = self._given(images, features)
-        self._catch_up()
-        model = self._state.model
-        if model is None:
-            raise UserError("the learner knows no class yet: call learn(images, labels) first")
-        if isinstance(given, Dataset):
-            return everyone(model, given.whole(), unknown_at)
-        return everyone(model, table(encoded(given, self._width), [0] * len(given), self._width), unknown_at)
+        with self._lock:
+            self._catch_up()
+            model = self._state.model
+            if model is None:
+                raise UserError("the learner knows no class yet: call learn(images, labels) first")
+            return everyone(model, self._table(given), unknown_at)
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
         return either(images, features, self._state.spec, self._width)
+
+    def _table(self, given: Images) -> ImageSet:
+        if isinstance(given, Dataset):
+            return given.whole()
+        return table(encoded(given, self._width), [0] * len(given), self._width)
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
         with unchanged(), Progress(quiet=not self._progress) as progress:
@@ -276,18 +292,18 @@ class Learner:
 
     def _catch_up(self) -> None:
         """Learn what ``partial_fit`` has taken."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        contents, labels = zip(*waiting, strict=True)
-        try:
-            self._learn(dataset(contents, labels, self._width), None, replace(self._options, **_limit(None)))
-        except UserError as error:  # it would be raised each time: these images go
-            what = f"none of the last {len(waiting)} images of partial_fit was learned"
-            raise UserError(f"{error}; {what}: give them again without it") from error
-        except BaseException:
-            self._waiting = waiting
-            raise
+        with self._lock:
+            if not self._waiting:
+                return
+            contents, labels = zip(*self._waiting, strict=True)
+            new = dataset(contents, labels, self._width)
+            try:
+                self._learn(new, None, replace(self._options, **_limit(None)))
+            except UserError as error:  # it would be raised each time: these images go
+                what = f"none of the last {len(contents)} images of partial_fit was learned"
+                self._waiting = []
+                raise UserError(f"{error}; {what}: give them again without it") from error
+            self._waiting = []  # only now: an interrupt loses none
 
 
 def _limit(max_drop: float | None) -> dict[str, Any]:

@@ -74,9 +74,10 @@ def to_test(test: Any, width: int | None) -> Dataset:
         return test
     if not isinstance(test, tuple | list) or len(test) != 2:
         raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
+    images, labels = test
     if width is None:
-        several(test[0])
-    found = to_learn(*test, width)
+        several(images)
+    found = to_learn(images, labels, width)
     return replace(found, train=found.test, test=found.train)
 
 
