@@ -237,6 +237,31 @@ def test_labels_may_be_tensors_and_images_paths_in_an_array(
     assert learner.predict(np.array([str(tmp_path / "p.png")])) == learner.predict(images[:1])
 
 
+def test_a_number_is_one_class_however_it_is_given(tmp_path: Path) -> None:
+    found, _ = rows(["a", "b"], count=4)
+    labels = [1, 1.0, np.float32(1), torch.tensor(1.0), 0.5, np.float64(0.5), torch.tensor(0.5), "0.5"]
+    learner = everclip.Learner("features:8", progress=False)
+    assert learner.learn(features=found, labels=labels).classes == ["1", "0.5"]
+    learner.partial_fit(features=found + 1, labels=torch.tensor([2.0] * 8).bfloat16())
+    assert learner.update(features=found + 2, labels=["3.0"] * 8, test=(found + 9, [1.0] * 4 + [0.5] * 4))[
+        "test"
+    ]
+    assert learner.classes == ["1", "0.5", "2", "3.0"]
+    learner.learn(features=found + 3, labels=np.full(8, 3.0))  # as an earlier release called it
+    assert learner.partial_fit(features=found + 4, labels=[3.0] * 8).classes == ["1", "0.5", "2", "3.0"]
+
+
+def test_the_classes_may_be_numbers_or_an_array(toy: str) -> None:
+    for classes, names in (([1, 2.0, "b"], ["1", "2", "b"]), (np.array(["a", "b"]), ["a", "b"]), ([], [])):
+        assert everclip.Learner(toy, classes=classes, progress=False).classes == names
+    with pytest.raises(UserError, match=r'^classes is one text, "cat": give a list, one name per class$'):
+        everclip.Learner(toy, classes="cat")
+    with pytest.raises(UserError, match=r"^class 1 is missing: give one name per class$"):
+        everclip.Learner(toy, classes=["a", None])
+    with pytest.raises(UserError, match='classes 1 and 2 of the classes given are both named "1"'):
+        everclip.Learner(toy, classes=[1, 1.0])
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "PA", "L", "I;16"])
 def test_a_picture_in_memory_is_what_its_file_would_be(
     learner: everclip.Learner, tmp_path: Path, mode: str

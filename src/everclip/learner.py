@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from everclip.data.given import checked, dataset, either, encoded, several, table, to_learn, to_test
+from everclip.data.given import checked, dataset, either, encoded, named, several, table, to_learn, to_test
 from everclip.data.images import Dataset, ImageSet
 from everclip.errors import UserError
 from everclip.index import embed as embedding
@@ -43,7 +43,7 @@ from everclip.updating.versions import write_next
 
 Images = Sequence[Any] | np.ndarray | Tensor | Dataset
 Labels = Sequence[Any] | np.ndarray | Tensor
-"""Class names, or numbers, one per image."""
+"""Class names, or numbers, one per image; 1.0 and 1 are one class."""
 Features = Sequence[Any] | np.ndarray | Tensor
 """Floats ``[n, d]``."""
 ENOUGH = 256
@@ -56,7 +56,7 @@ class Learner:
     Args:
         model: ``lite``, an open_clip ``NAME:TAG``, ``local-dir:FOLDER``, a run, or a folder that was saved;
             ``features:WIDTH`` takes features ``[n, WIDTH]`` of any model instead of images, and trains no tower.
-        classes: class names for a model that has learned nothing.
+        classes: class names, or numbers, for a model that has learned nothing.
         image_size: side in pixels, for such a model.
         method, exemplars, seed: as in ``everclip update``.
         progress: whether to show a bar, in a notebook too.
@@ -64,14 +64,14 @@ class Learner:
             stays trusted in this process.
 
     Raises:
-        UserError: no such model, or it names code and is not trusted.
+        UserError: no such model, or it names code and is not trusted; or ``classes`` are no names.
     """
 
     def __init__(
         self,
         model: str = "lite",
         *,
-        classes: Sequence[str] | None = None,
+        classes: Labels | None = None,
         image_size: int | None = None,
         method: str = "auto",
         exemplars: int = 10,
@@ -84,8 +84,9 @@ class Learner:
         self._options = Options(method=method, exemplars=exemplars, seed=seed)
         self._options.check()
         self._progress = progress
+        names = None if classes is None else named(classes, ("class", "classes"), "one name per class")
         with unchanged():
-            self._state = begin(model, classes, None, image_size)
+            self._state = begin(model, names, None, image_size)
         clip = self._state.frozen
         self._width = None if clip.image_size else clip.blank().shape[1]
         self._on_disk = self._state
@@ -148,8 +149,9 @@ class Learner:
         """
         with self._lock:
             self._catch_up()
-            new = to_learn(self._given(images, features), labels, self._width)
-            held = None if test is None else to_test(test, self._width)
+            known = self._state.known.names
+            new = to_learn(self._given(images, features), labels, self._width, known)
+            held = None if test is None else to_test(test, self._width, known)
             return self._learn(new, held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(
@@ -167,7 +169,7 @@ class Learner:
         given = self._given(images, features)
         if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        batch = zip(encoded(given, self._width), checked(given, labels), strict=True)
+        batch = zip(encoded(given, self._width), checked(given, labels, self._state.known.names), strict=True)
         with self._lock:
             self._waiting = [*self._waiting, *batch]
             if len(self._waiting) >= ENOUGH:

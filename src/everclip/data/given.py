@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from everclip.system.reading import read_bytes, readable
 
 PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 """Modes of PIL images that a PNG file keeps as they are."""
+_NO_NAMES = bytes | list | tuple | dict | set | np.ndarray | torch.Tensor | Image.Image
+"""What has a text form, too, but is no class name."""
 
 
 def several(images: Any) -> None:
@@ -58,18 +60,20 @@ def either(images: Any, features: Any, spec: str, width: int | None) -> Any:
     return given
 
 
-def to_learn(images: Any, labels: Any, width: int | None) -> Dataset:
-    """Return images, or with a width features, as a data set. Raises UserError for labels that do not go with them."""
+def to_learn(images: Any, labels: Any, width: int | None, known: Collection[str] = ()) -> Dataset:
+    """Return images, or with a width features, as a data set; ``known`` as in ``named``. Raises UserError for labels
+    that do not go with them."""
     if not isinstance(images, Dataset):
-        names = checked(images, labels)
+        names = checked(images, labels, known)
         return dataset(encoded(images, width), names, width)
     if labels is not None:
         raise UserError("a Dataset has its own labels: leave labels out")
     return images
 
 
-def to_test(test: Any, width: int | None) -> Dataset:
-    """Return images and their labels as a test part, or a Dataset as it is. Raises UserError for what is neither."""
+def to_test(test: Any, width: int | None, known: Collection[str] = ()) -> Dataset:
+    """Return images and their labels as a test part, or a Dataset as it is; ``known`` as in ``named``. Raises UserError
+    for what is neither."""
     if isinstance(test, Dataset):
         return test
     if not isinstance(test, tuple | list) or len(test) != 2:
@@ -77,7 +81,7 @@ def to_test(test: Any, width: int | None) -> Dataset:
     images, labels = test
     if width is None:
         several(images)
-    found = to_learn(images, labels, width)
+    found = to_learn(images, labels, width, known)
     return replace(found, train=found.test, test=found.train)
 
 
@@ -148,14 +152,11 @@ def _bytes(image: Any, number: int) -> bytes:
     return content.getvalue()
 
 
-def checked(images: Any, labels: Any) -> list[str]:
-    """Return labels, texts or numbers, as names. Raises UserError where there is not one for each image."""
+def checked(images: Any, labels: Any, known: Collection[str] = ()) -> list[str]:
+    """Return labels as names, as ``named`` does. Raises UserError where there is not one for each image."""
     if not _sized(images):
         raise UserError(f"features is a {type(images).__name__} without rows: give floats [n, d]")
-    if isinstance(labels, str) or not (labels is None or np.iterable(labels)):
-        what = "text" if isinstance(labels, str) else type(labels).__name__
-        raise UserError(f"labels is one {what}, {shown(str(labels))}: give a list, one class name per image")
-    names = [] if labels is None else [_name(label, number) for number, label in enumerate(labels)]
+    names = [] if labels is None else named(labels, ("label", "labels"), "one class name per image", known)
     if len(names) != len(images) or not len(images):
         raise UserError(f"{len(images)} images and {len(names)} labels: give one class name per image")
     if "" in names:
@@ -163,15 +164,30 @@ def checked(images: Any, labels: Any) -> list[str]:
     return names
 
 
-def _name(label: Any, number: int) -> str:
-    if isinstance(label, torch.Tensor) and label.ndim == 0:
-        label = label.item()
-    kinds = bytes | list | tuple | dict | set | np.ndarray | torch.Tensor | Image.Image
-    missing = not isinstance(label, str) and str(label) in ("None", "nan", "NaT", "<NA>")
-    if missing or isinstance(label, kinds):
-        what = "missing" if missing else f"a {type(label).__name__}"
-        raise UserError(f"label {number} is {what}: give one class name per image")
-    return str(label).strip()
+def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str] = ()) -> list[str]:
+    """Return texts or numbers as names. A whole number has one name, however it is given: 1.0 is "1", unless "1.0" is
+    among the names ``known``.
+
+    Args:
+        kind: what one of them is called, and all.
+        wanted: what to give, for messages.
+
+    Raises:
+        UserError: no list, or one of them is missing or neither a text nor a number.
+    """
+    if isinstance(values, str) or not np.iterable(values):
+        what = "text" if isinstance(values, str) else type(values).__name__
+        raise UserError(f"{kind[1]} is one {what}, {shown(str(values))}: give a list, {wanted}")
+    names = []
+    for number, value in enumerate(values):
+        value = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+        missing = not isinstance(value, str) and str(value) in ("None", "nan", "NaT", "<NA>")
+        if missing or isinstance(value, _NO_NAMES):
+            what = "missing" if missing else f"a {type(value).__name__}"
+            raise UserError(f"{kind[0]} {number} is {what}: give {wanted}")
+        whole = isinstance(value, float | np.floating) and value.is_integer() and str(value) not in known
+        names.append(str(int(value)) if whole else str(value).strip())
+    return names
 
 
 def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
