@@ -251,6 +251,14 @@ def test_a_number_is_one_class_however_it_is_given(tmp_path: Path) -> None:
     assert learner.partial_fit(features=found + 4, labels=[3.0] * 8).classes == ["1", "0.5", "2", "3.0"]
 
 
+def test_two_spellings_in_one_batch_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    found, labels = rows(["a", "A", "b"])
+    learner = everclip.Learner("features:8", progress=False)
+    assert learner.partial_fit(features=found, labels=labels).classes == ["a", "A", "b"]
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert 'read the classes "a" and "A" alike: rename one' in said
+
+
 def test_the_classes_may_be_numbers_or_an_array(toy: str) -> None:
     for classes, names in (([1, 2.0, "b"], ["1", "2", "b"]), (np.array(["a", "b"]), ["a", "b"]), ([], [])):
         assert everclip.Learner(toy, classes=classes, progress=False).classes == names

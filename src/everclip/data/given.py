@@ -18,7 +18,7 @@ from everclip.data.formats.features import in_float32
 from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import to_rgb
-from everclip.data.prompts import PHOTO
+from everclip.data.prompts import PHOTO, warn_of_alike
 from everclip.errors import UserError, shown
 from everclip.system.reading import read_bytes, readable
 
@@ -191,8 +191,9 @@ def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str
 
 
 def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
-    """Return encoded images as a data set to learn; ``width`` as in ``table``."""
+    """Return encoded images as a data set to learn; ``width`` as in ``table``. Warns of names that are spelt alike."""
     label_of = {name: label for label, name in enumerate(dict.fromkeys(names))}
+    warn_of_alike([*label_of])
     given = table(contents, [label_of[name] for name in names], width)
     nothing = given.select(np.zeros(0, dtype=np.int64))
     return Dataset("the images", tuple(label_of), ("",), given, nothing, (PHOTO,))
