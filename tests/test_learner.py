@@ -18,7 +18,7 @@ from PIL import Image
 import everclip
 from everclip.cli.app import main
 from everclip.data.gathered import Encoded
-from everclip.data.given import checked, encoded, several, to_test
+from everclip.data.given import checked, encoded, lines, several, to_test
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.system import progress
@@ -128,10 +128,12 @@ def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
     assert all(new in (None, old) for old, new in zip(plain, found, strict=True))
     assert 0 < found.count(None) < len(mixed)
     assert learner.predict(mixed, unknown_at=0.04).count(None) <= found.count(None)
+    assert learner.predict(mixed, unknown_at="50%") == found
     with pytest.raises(UserError, match="a rate of 1 % needs 99 held-out images of known classes, 75 more"):
         learner.predict(images, unknown_at=0.01)
-    with pytest.raises(UserError, match="unknown_at is 5: use a rate"):
-        learner.predict(images, unknown_at=5)
+    for wrong, shown in ((5, "5"), ("5", '"5"'), ("5%%", '"5%%"'), ("much", '"much"')):
+        with pytest.raises(UserError, match=f"unknown_at is {shown}: use a rate of false alarms above 0"):
+            learner.predict(images, unknown_at=wrong)
 
 
 def test_every_kind_of_image_is_the_same_picture(learner: everclip.Learner, tmp_path: Path) -> None:
@@ -300,6 +302,11 @@ def test_a_test_that_is_no_pair_and_one_text_are_said(learner: everclip.Learner)
         learner.embed(texts="a dog")
     with pytest.raises(UserError, match="images is one image"):
         learner.embed(np.zeros((8, 8, 3), np.uint8))
+    wrong: dict[str, Any] = {"text 1 is a int: give a list of texts": ["a", 1], "texts is a int: give": 5}
+    for message, texts in wrong.items():
+        with pytest.raises(UserError, match=message):
+            lines(texts)
+    assert learner.embed(texts=["a", "b"]).shape == (2, 16)
 
 
 def test_a_stream_with_a_bad_image_says_what_is_lost(
@@ -331,6 +338,11 @@ def test_what_is_no_number_of_exemplars_is_said(value: float, shown: str) -> Non
     said = re.escape(f"--exemplars is {shown}: use a whole number from 0 to 100000")
     with pytest.raises(UserError, match=f"^{said}$"):
         check_range("--exemplars", value, 0, 100_000)
+
+
+def test_what_is_no_image_size_is_said(toy: str) -> None:
+    with pytest.raises(UserError, match=r"^--image-size is 8: use a whole number from 16 to 4096$"):
+        everclip.Learner(toy, image_size=8)
 
 
 def test_a_negative_seed_is_refused() -> None:

@@ -26,7 +26,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from everclip.data.given import checked, dataset, either, encoded, named, several, table, to_learn, to_test
+from everclip.data.given import (
+    checked,
+    dataset,
+    either,
+    encoded,
+    lines,
+    named,
+    several,
+    table,
+    to_learn,
+    to_test,
+)
 from everclip.data.images import Dataset, ImageSet
 from everclip.errors import UserError
 from everclip.index import embed as embedding
@@ -181,7 +192,7 @@ class Learner:
 
     @overload
     def predict(
-        self, images: Images | None = None, *, features: Features | None = None, unknown_at: float
+        self, images: Images | None = None, *, features: Features | None = None, unknown_at: float | str
     ) -> list[str | None]: ...
 
     def predict(
@@ -189,13 +200,13 @@ class Learner:
         images: Images | None = None,
         *,
         features: Features | None = None,
-        unknown_at: float | None = None,
+        unknown_at: float | str | None = None,
     ) -> Sequence[str | None]:
         """Return the most probable class of each image.
 
         Args:
-            unknown_at: rate, such as 0.05, at which images of known classes may be called unknown; None instead of a
-                class is the answer to an unknown image.
+            unknown_at: rate, such as 0.05 or "5%", at which images of known classes may be called unknown; None instead
+                of a class is the answer to an unknown image.
 
         Raises:
             UserError: as ``predict_proba``; or the learner has too few check images for this rate.
@@ -233,9 +244,7 @@ class Learner:
             self._catch_up()
             clip = self._state.encoder
             if images is None:
-                if isinstance(texts, str):
-                    raise UserError("texts is one text: give a list of texts")
-                return embedding.texts(clip, [*(texts or ())]).numpy()
+                return embedding.texts(clip, lines(texts)).numpy()
             several(images)
             return embedding.every(clip, self._table(images)).numpy()
 
@@ -265,7 +274,7 @@ class Learner:
     # ----------------------------------------------------------------------------------------------------------------
 
     def _answers(
-        self, images: Images | None, features: Features | None, unknown_at: float | None = None
+        self, images: Images | None, features: Features | None, unknown_at: float | str | None = None
     ) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
         """Return probabilities, and which images are unknown."""
         given = self._given(images, features)

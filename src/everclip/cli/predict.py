@@ -50,10 +50,11 @@ def predict(
     """
     from everclip.inference.model import open_model
     from everclip.inference.predict import read_classes
+    from everclip.inference.unknown import read_rate
 
     check_range("--top", top, 1, 1_000_000)
     check_range("--reject-below", reject_below, 0, 1, "a probability")
-    rate = None if unknown_at is None else read_rate(unknown_at)
+    rate = None if unknown_at is None else read_rate(unknown_at, f'--unknown-at is "{unknown_at}"')
     if not files and calibrate is None:
         raise UserError(f"everclip predict needs pictures: {_GIVE}")
     paths = _paths(files)
@@ -62,19 +63,6 @@ def predict(
         opened = _calibrate(opened, calibrate)
     if files:
         _say(opened, paths, top, reject_below, rate, json)
-
-
-def read_rate(text: str) -> float:
-    """Read a rate of false alarms, such as 5% or 0.05. Raises UserError."""
-    from everclip.inference.unknown import check_rate
-
-    number, percent, rest = text.strip().partition("%")
-    try:
-        rate = float(number) / (100 if percent else 1)
-    except ValueError:
-        rate = 0.0
-    check_rate(0.0 if rest else rate, f'--unknown-at is "{text}"')
-    return rate
 
 
 def _say(

@@ -40,6 +40,18 @@ def several(images: Any) -> None:
         raise UserError(f"images is {what}: give a list of images, or an array [n, h, w, 3]")
 
 
+def lines(texts: Any) -> list[str]:
+    """Return texts as a list. Raises UserError for one text, and for what is none."""
+    if isinstance(texts, str) or not np.iterable(texts):
+        what = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
+        raise UserError(f"texts is {what}: give a list of texts")
+    found = [*texts]
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"text {number} is a {type(text).__name__}: give a list of texts")
+    return found
+
+
 def either(images: Any, features: Any, spec: str, width: int | None) -> Any:
     """Return what is given to learn from or to name.
 

@@ -17,10 +17,10 @@ from everclip.data.formats.folders import check_names, image_files
 from everclip.data.images import FileStore, ImageSet, Store
 from everclip.data.pixels import Pixels
 from everclip.data.prompts import read_lines
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
-from everclip.inference.unknown import check_rate, judged, threshold
+from everclip.inference.unknown import judged, read_rate, threshold
 from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Images
 
@@ -108,19 +108,18 @@ def _shares(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarr
 
 
 def everyone(
-    model: Deployed, images: ImageSet, unknown_at: float | None = None
+    model: Deployed, images: ImageSet, unknown_at: float | str | None = None
 ) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
     """Return probabilities of all images, and which are unknown.
 
     Args:
-        unknown_at: as for ``answers``.
+        unknown_at: as for ``answers``, or a text such as 5%.
 
     Raises:
         UserError: one cannot be read; or as ``answers``.
     """
-    if unknown_at is not None:
-        check_rate(unknown_at, f"unknown_at is {unknown_at}")
-    above = None if unknown_at is None else threshold(model, unknown_at)
+    rate = None if unknown_at is None else read_rate(unknown_at, f"unknown_at is {shown(unknown_at)}")
+    above = None if rate is None else threshold(model, rate)
     pixels = decoded(images, model.clip)
     found, new = [np.zeros((0, len(model.labels)))], list[bool]()
     for start in range(0, len(images), BATCH):

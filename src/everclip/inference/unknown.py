@@ -13,7 +13,7 @@ not depend on the temperature, and so a new one leaves thresholds as they are (m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -124,10 +124,17 @@ def left_out(
     return found[name == RELATIVE].cpu().numpy()
 
 
-def check_rate(rate: float, given: str) -> None:
-    """Refuse what is no rate of false alarms; ``given`` says how it was given. Raises UserError."""
-    if not 0 < rate < 1:
+def read_rate(rate: Any, given: str) -> float:
+    """Return a rate of false alarms, a number or a text such as 5% or 0.05. Raises UserError, where ``given`` says how
+    it was given."""
+    number, percent, rest = rate.strip().partition("%") if isinstance(rate, str) else (rate, "", "")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except (TypeError, ValueError):
+        found = 0.0
+    if rest or not 0 < found < 1:
         raise UserError(f"{given}: use a rate of false alarms above 0 and below 1, such as 5% or 0.05")
+    return found
 
 
 def threshold(model: Deployed, rate: float) -> float:

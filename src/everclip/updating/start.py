@@ -15,7 +15,7 @@ from everclip.data.formats.folders import ADDITION, check_names
 from everclip.data.images import Dataset, FileStore, ImageSet, joined
 from everclip.data.paths import spec_of
 from everclip.data.scenario import Task, seen
-from everclip.errors import UserError, suggest
+from everclip.errors import UserError, check_range, suggest
 from everclip.inference.learned import is_version
 from everclip.inference.merge import whole
 from everclip.inference.model import (
@@ -91,6 +91,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
+    check_range("--image-size", image_size, 16, 4096)
     names = tuple(classes or ())
     check_names(names, "the classes given")
     clip = zoo.load(spec, image_size, device("auto"))
