@@ -97,6 +97,19 @@ def test_a_base_and_every_form_of_a_setting(
     assert (config.train.lr, list(config.scenario.order)) == (1e-4, ["b", 'a, "c"'])
 
 
+def test_lists_may_hold_numbers_of_numpy_and_paths(
+    tmp_path: Path, settings: dict[str, Any], seen: list[Any]
+) -> None:
+    tasks = [np.int64(1), *np.array([1, 1]), 1]
+    for given in (tasks, np.array([1, 1, 1, 1]), tuple(tasks)):
+        with pytest.raises(UserError, match="enough"):
+            everclip.train(settings | {"scenario.tasks": given}, out=tmp_path / "x")
+    assert [list(config.scenario.tasks) for config in seen] == [[1, 1, 1, 1]] * 3
+    with pytest.raises(UserError, match="enough"):
+        everclip.train(settings, scenario={"order": [Path("b"), np.str_("a")]}, out=tmp_path / "x")
+    assert list(seen[-1].scenario.order) == ["b", "a"]
+
+
 def test_settings_go_over_a_mapping_key_by_key(
     tmp_path: Path, settings: dict[str, Any], seen: list[Any]
 ) -> None:
@@ -141,8 +154,13 @@ def test_mistakes_are_told_in_the_command_lines_words(
 def test_settings_that_no_command_line_has(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no key"):
         everclip.train({"train lr": 1})
-    with pytest.raises(UserError, match=r'"seed" is a object: give a number, a text or a list'):
-        everclip.train(seed=object())
+    for given, reason in (
+        ({"seed": object()}, r'"seed" has no form as text \(a object\): give a number, a text, a path or a'),
+        ({"scenario": {"order": ["a", {"b"}]}}, r'"scenario.order" has no form as text \(a set\)'),
+        ({"scenario.tasks": [{(1, 2): 3}]}, r'"scenario.tasks" has no form as text \(keys must be str'),
+    ):
+        with pytest.raises(UserError, match=reason):
+            everclip.train(given)
     with pytest.raises(UserError, match='"nothing" is no shipped config'):
         everclip.train("nothing")
 

@@ -118,8 +118,17 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, str | PathLike):
         return fspath(value)
     try:
-        return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{shown(key)} is a {type(value).__name__}: give a number, a text or a list"
+            f"{shown(key)} has no form as text ({error}): give a number, a text, a path or a list of these"
         ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has in place of a value in a list. Raises TypeError where there is none."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, PathLike):
+        return fspath(value)
+    raise TypeError(f"a {type(value).__name__}")
