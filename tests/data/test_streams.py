@@ -60,6 +60,12 @@ def test_few_shot_has_all_of_the_base_and_the_shots_of_others(source: Dataset) -
     assert [t.train.ids.tolist() for t in again] == [t.train.ids.tolist() for t in tasks]
     with pytest.raises(UserError, match=r"scenario\.tasks=7 but there are 6 classes: use at most 6"):
         cut(source, "few-shot", tasks=7)
+    with pytest.raises(
+        UserError, match=r"scenario\.base=3, but scenario\.tasks=1 is one task of all 6 classes"
+    ):
+        cut(source, "few-shot", tasks=1, base=3)
+    for base in (None, 6):
+        assert [len(task.classes) for task in cut(source, "few-shot", tasks=1, base=base)] == [6]
     fewer = cut(source, "few-shot", tasks=[2, 4], shots=1)
     assert set(fewer[1].train.ids) <= {*tasks[1].train.ids, *tasks[2].train.ids}
     assert [len(task.classes) for task in cut(source, "few-shot", tasks=3)] == [4, 1, 1]

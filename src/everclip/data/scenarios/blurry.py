@@ -12,8 +12,9 @@ the area under the accuracy.
     everclip train scenario.kind=blurry scenario.disjoint=0.5 scenario.blurry=0.1 scenario.every=200
     everclip train scenario.kind=blurry scenario.stochastic=false
 
-Protocol: https://arxiv.org/abs/2308.09303 (Si-Blurry; here every task gives the same share of its images);
-https://arxiv.org/abs/2110.10031 (i-Blurry, and the area under the accuracy)
+Protocol: https://arxiv.org/abs/2308.09303 (Si-Blurry; here every task gives the same share of its images, and has as
+many blurry classes of its own, where Si-Blurry cuts their number at random, too); https://arxiv.org/abs/2110.10031
+(i-Blurry, and the area under the accuracy)
 """
 
 from __future__ import annotations

@@ -55,6 +55,11 @@ class FewShot(ClassIncremental):
                 raise UserError("scenario.base and a list as scenario.tasks are both given: use one of them")
             return task_sizes(classes, tasks)
         if tasks == 1:
+            if base not in (None, classes):
+                raise UserError(
+                    f"scenario.base={base}, but scenario.tasks=1 is one task of all {classes} classes: use more"
+                    " tasks, or leave scenario.base out"
+                )
             return [classes]
         if tasks > classes:
             return task_sizes(classes, tasks)  # says so
