@@ -400,6 +400,23 @@ def test_it_learns_features_grows_saves_and_loads(tmp_path: Path) -> None:
     assert left.learn(features=found, labels=labels).classes == ["a", "c", "d", "e", "b"]
 
 
+def test_a_version_that_took_the_place_of_another_is_not_learned_from(tmp_path: Path) -> None:
+    learner = everclip.Learner("features:8", progress=False, exemplars=4)
+    found, labels = rows(["a", "b"])
+    learner.learn(features=found, labels=labels).save(tmp_path / "v1")
+    learner = everclip.Learner.load(tmp_path / "v1", progress=False, exemplars=4)
+    more, names = rows(["c"])
+    learner.learn(features=more, labels=names).save(tmp_path / "v2")
+    stale = everclip.Learner.load(tmp_path / "v2", progress=False, exemplars=4)
+    assert main(["rollback", str(tmp_path / "v2")]) == 0
+    more, names = rows(["d"])
+    with pytest.raises(
+        UserError, match=r"v2.images\.zip has changed since it was opened: load the model again"
+    ):
+        stale.learn(features=more, labels=names)
+    assert stale.classes == ["a", "b", "c"]
+
+
 def test_threads_wait_for_each_other(tmp_path: Path) -> None:
     learner = everclip.Learner("features:8", progress=False)
     found, labels = rows(["a", "b"])

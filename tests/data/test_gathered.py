@@ -13,6 +13,7 @@ from everclip.data.gathered import Archive, Encoded, alone, gather
 from everclip.data.images import FileStore, ImageSet, Store, content_id
 from everclip.data.sources.cifar100 import CifarStore
 from everclip.data.sources.joined import JoinedStore
+from everclip.errors import UserError
 
 
 def table(store: Store, ids: int = 0) -> ImageSet:
@@ -83,6 +84,17 @@ def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:
     store = Archive(tmp_path / "i.zip", ["c.png", "b.jpg", "a.png"])
     assert [store.read(row) for row in range(3)] == [contents[key] for key in store.keys]
     assert [store.nbytes(row) for row in range(3)] == [0, 2304, 3]
+    with zipfile.ZipFile(
+        tmp_path / "i.zip", "w", zipfile.ZIP_STORED
+    ) as archive:  # now it holds another version
+        for name, content in {**contents, "a.png": b"two"}.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    assert store.read(1) == contents["b.jpg"]
+    with pytest.raises(UserError, match=r"i\.zip has changed since it was opened: load the model again"):
+        store.read(2)
+    (tmp_path / "i.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"i\.zip has changed"):
+        store.read(1)
     (tmp_path / "i.zip").unlink()
     with pytest.raises(OSError, match=r"i\.zip"):
         store.read(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from everclip.data.images import MOST_BYTES, ImageSet, Store, content_id
+from everclip.errors import UserError
 
 
 class Encoded(Store):
@@ -36,7 +38,8 @@ class Encoded(Store):
 class Archive(Store):
     """Files that lie uncompressed in a zip archive, which is open only while one is read.
 
-    Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing.
+    Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing; later, UserError
+    where another archive has taken its place.
     """
 
     def __init__(self, path: Path, keys: Sequence[str], width: int | None = None) -> None:
@@ -58,7 +61,12 @@ class Archive(Store):
         start, size = self._places[row]
         with self._path.open("rb") as file:
             file.seek(start)
-            return file.read(size)
+            content = file.read(size)
+        if (len(content), zlib.crc32(content)) != self._stamps[row]:
+            raise UserError(
+                f"{self._path} has changed since it was opened: load the model again, or repeat the command"
+            )
+        return content
 
     def nbytes(self, row: int) -> int:
         return self._places[row][1]
