@@ -5,6 +5,7 @@ import gc
 import importlib.machinery
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def test_each_save_goes_back_to_the_one_before(learner: everclip.Learner, tmp_pa
 
 
 def test_the_version_before_is_found_from_another_folder_or_missed(
-    learner: everclip.Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learner: everclip.Learner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -103,11 +107,39 @@ def test_the_version_before_is_found_from_another_folder_or_missed(
         assert str(tmp_path) not in (out / "update.json").read_text()
     known.update(*pictures(["green"]))
     out.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="has gone since the update began: put it back"):
-        known.save("v3")
-    assert not Path("v3").exists()
+    known.save("v3")
+    assert f"{out} has gone: v3 keeps no version to go back to (put it back, and" in caplog.messages[-1]
+    assert not Path("v3", "before").exists()
     (tmp_path / "moved").rename(out)
-    assert is_version(known.save("v3") / "before")
+    assert is_version(known.save("v4") / "before")
+
+
+def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = everclip.Learner("features:8", progress=False, exemplars=4)
+    first, second = tmp_path / "v1", tmp_path / "v2"
+    for name, folder in (("a", first), ("b", second)):
+        found, labels = rows([name])
+        learner.learn(features=found, labels=labels)
+        shutil.rmtree(first, ignore_errors=True)
+        learner.save(folder)
+    assert caplog.messages[-1].startswith(
+        f"{first} has gone: {second} keeps no version to go back to (put it"
+    )
+    again = everclip.Learner.load(second, progress=False, exemplars=4)
+    assert again.classes == ["a", "b"]
+    assert sorted(again._state.exemplars.ids) == sorted(learner._state.exemplars.ids)  # as they are in memory
+    found, labels = rows(["c"])
+    again.learn(features=found, labels=labels)
+    before = again.predict_proba(features=found)
+    shutil.rmtree(second)
+    last = everclip.Learner.load(again.save(tmp_path / "v3"), progress=False)
+    assert "and lacks 8 images that were kept to learn from (put it back" in caplog.text
+    assert last.classes == ["a", "b", "c"]
+    np.testing.assert_array_equal(last.predict_proba(features=found), before)
+    assert set(last._state.exemplars.labels) == set(last._state.checks.labels) == {2}
+    assert last.learn(features=rows(["d"])[0], labels=["d"] * 12).classes == ["a", "b", "c", "d"]
 
 
 def test_the_callers_random_state_stays(toy: str, tmp_path: Path) -> None:

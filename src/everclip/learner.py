@@ -26,19 +26,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from everclip.data.given import (
-    checked,
-    dataset,
-    either,
-    encoded,
-    lines,
-    named,
-    several,
-    table,
-    to_learn,
-    to_test,
-)
-from everclip.data.images import Dataset, ImageSet
+from everclip.data.given import dataset, either, lines, named, pairs, several, to_learn, to_test, whole
+from everclip.data.images import Dataset
 from everclip.errors import UserError
 from everclip.index import embed as embedding
 from everclip.inference.predict import everyone
@@ -180,7 +169,7 @@ class Learner:
         given = self._given(images, features)
         if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        batch = zip(encoded(given, self._width), checked(given, labels, self._state.known.names), strict=True)
+        batch = pairs(given, labels, self._width, self._state.known.names)
         with self._lock:
             self._waiting = [*self._waiting, *batch]
             if len(self._waiting) >= ENOUGH:
@@ -246,11 +235,12 @@ class Learner:
             if images is None:
                 return embedding.texts(clip, lines(texts)).numpy()
             several(images)
-            return embedding.every(clip, self._table(images)).numpy()
+            return embedding.every(clip, whole(images, self._width)).numpy()
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder (new or empty) that all commands and ``load`` accept. The version before it is the one
-        loaded or saved last; the verdict is of the last update since then alone. Returns its path.
+        loaded or saved last (none, with a warning, where that has gone); the verdict is of the last update since then
+        alone. Returns its path.
 
         Raises:
             UserError: the folder is not empty or in use, or nothing was learned since loading.
@@ -283,15 +273,10 @@ class Learner:
             model = self._state.model
             if model is None:
                 raise UserError("the learner knows no class yet: call learn(images, labels) first")
-            return everyone(model, self._table(given), unknown_at)
+            return everyone(model, whole(given, self._width), unknown_at)
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
         return either(images, features, self._state.spec, self._width)
-
-    def _table(self, given: Images) -> ImageSet:
-        if isinstance(given, Dataset):
-            return given.whole()
-        return table(encoded(given, self._width), [0] * len(given), self._width)
 
     def _learn(self, new: Dataset, held: Dataset | None, options: Options) -> dict[str, Any]:
         with unchanged(), Progress(quiet=not self._progress) as progress:
@@ -306,12 +291,11 @@ class Learner:
         with self._lock:
             if not self._waiting:
                 return
-            contents, labels = zip(*self._waiting, strict=True)
-            new = dataset(contents, labels, self._width)
+            new = dataset(self._waiting, self._width)
             try:
                 self._learn(new, None, replace(self._options, **_limit(None)))
             except UserError as error:  # it would be raised each time: these images go
-                what = f"none of the last {len(contents)} images of partial_fit was learned"
+                what = f"none of the last {len(self._waiting)} images of partial_fit was learned"
                 self._waiting = []
                 raise UserError(f"{error}; {what}: give them again without it") from error
             self._waiting = []  # only now: an interrupt loses none

@@ -76,8 +76,7 @@ def to_learn(images: Any, labels: Any, width: int | None, known: Collection[str]
     """Return images, or with a width features, as a data set; ``known`` as in ``named``. Raises UserError for labels
     that do not go with them."""
     if not isinstance(images, Dataset):
-        names = checked(images, labels, known)
-        return dataset(encoded(images, width), names, width)
+        return dataset(pairs(images, labels, width, known), width)
     if labels is not None:
         raise UserError("a Dataset has its own labels: leave labels out")
     return images
@@ -112,6 +111,21 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
     rows = np.arange(len(keys), dtype=np.int64)
     of = np.asarray(labels, dtype=np.int64)
     return ImageSet(Encoded(keys, contents, width), rows, of, np.zeros_like(of), sample_ids(keys))
+
+
+def whole(images: Any, width: int | None) -> ImageSet:
+    """Return images without labels, or all of a Dataset, as a table; ``width`` as in ``encoded``. Raises UserError."""
+    if isinstance(images, Dataset):
+        return images.whole()
+    return table(encoded(images, width), [0] * len(images), width)
+
+
+def pairs(
+    images: Any, labels: Any, width: int | None, known: Collection[str] = ()
+) -> list[tuple[bytes, str]]:
+    """Return images as ``encoded`` does, each with its name, as ``named`` does. Raises UserError as they do."""
+    names = checked(images, labels, known)
+    return [*zip(encoded(images, width), names, strict=True)]
 
 
 def encoded(images: Any, width: int | None = None) -> list[bytes]:
@@ -202,8 +216,9 @@ def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str
     return names
 
 
-def dataset(contents: Sequence[bytes], names: Sequence[str], width: int | None) -> Dataset:
-    """Return encoded images as a data set to learn; ``width`` as in ``table``. Warns of names that are spelt alike."""
+def dataset(images: Sequence[tuple[bytes, str]], width: int | None) -> Dataset:
+    """Return ``pairs`` as a data set to learn; ``width`` as in ``table``. Warns of names that are spelt alike."""
+    contents, names = zip(*images, strict=True)
     label_of = {name: label for label, name in enumerate(dict.fromkeys(names))}
     warn_of_alike([*label_of])
     given = table(contents, [label_of[name] for name in names], width)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.gathered import gather
 from everclip.errors import UserError
 from everclip.inference.learned import check_version
 from everclip.inference.model import save
@@ -19,18 +21,21 @@ from everclip.updating.core import Outcome
 from everclip.updating.state import State, write
 from everclip.updating.verdict import PAGE_FILE, files
 
+log = logging.getLogger("everclip")
+
 UNDONE = ".undone"
 """Suffix of an undone version's name."""
 
 
 def write_next(outcome: Outcome, before: State, folder: Path) -> State:
-    """Commit the next version, with the previous one inside. Call it with ``folder`` claimed.
+    """Commit the next version, with the previous one inside, or with a warning where that has gone. Call it with
+    ``folder`` claimed.
 
     Returns:
         the next version as the one before of another: it lies in ``folder``.
 
     Raises:
-        UserError: ``folder`` is not empty, or the previous version has changed or gone since the update began.
+        UserError: ``folder`` is not empty, or the previous version has changed since the update began.
         OSError: the disk is full or fails.
     """
     source = before.place
@@ -45,8 +50,9 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
             raise UserError(f"{before.spec} has changed since the update began: update it again")
         write(after, folder, texts, source)
     elif before.model.identity and source is not None and not (source / FILE).is_file():
-        # the model alone would be kept, without what it has learned from
-        raise UserError(f"{before.spec} has gone since the update began: put it back, and repeat this")
+        # its model alone would be kept, without what it has learned from
+        after = _left(after, before.spec, folder)
+        write(after, folder, texts, None)
     else:
         with stage(folder) as scratch:
             save(before.model, scratch)
@@ -59,6 +65,18 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
         place=folder.absolute(),
         model=replace(model, identity=identity(folder)),
     )
+
+
+def _left(after: State, gone: str, folder: Path) -> State:
+    """Return a version without the images that lay in the one before it, which has gone, and warn of that."""
+    (exemplars, checks), _ = gather([after.exemplars, after.checks])
+    lost = len(after.exemplars) + len(after.checks) - len(exemplars) - len(checks)
+    log.warning(
+        "%s has gone: %s keeps no version to go back to%s (put it back, and repeat this into another folder, to have"
+        " all)",
+        *(gone, folder, f", and lacks {lost} images that were kept to learn from" if lost else ""),
+    )
+    return replace(after, exemplars=exemplars, checks=checks)
 
 
 def _is_model(folder: Path) -> bool:
