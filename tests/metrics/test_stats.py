@@ -24,6 +24,12 @@ def test_an_interval_is_scipys() -> None:
     assert stats.interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5, 3)
 
 
+def test_a_mean_is_never_outside_its_values() -> None:
+    """Of three times 0.175 the sum, divided by 3, is rounded to less than 0.175."""
+    for value in (0.003, 0.175):
+        assert stats.interval([value] * 3).mean == value
+
+
 def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     for n in (3, 5, 20):

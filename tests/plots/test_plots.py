@@ -22,7 +22,9 @@ import everclip
 from everclip import plots
 from everclip.errors import UserError
 from everclip.metrics.stats import interval
+from everclip.plots.accuracy import memory_panel
 from everclip.plots.panels import Line, Panel, draw
+from everclip.plots.runs import setting_of
 from everclip.plots.training import mean_curve
 from everclip.report.figure import WIDE, grid
 from everclip.runs.predictions import coverage, predictions
@@ -104,6 +106,43 @@ def test_accuracy_against_memory_is_that_of_the_runs(many: Path, metric: Any) ->
     bars = [bar.get_segments()[0][:, 1] for bar in ax.collections]  # pyright: ignore[reportAttributeAccessIssue]
     ends = [100 * (three[0].low or 0), 100 * (three[0].high or 0)]
     assert any(sorted(bar) == pytest.approx(ends) for bar in bars)
+
+
+def seeds(folder: Path, method: str, lasts: list[float], memory: int = 0) -> None:
+    """Write a run per last accuracy."""
+    for seed, last in enumerate(lasts):
+        path = folder / f"{method}_{memory}_{seed}"
+        found = write_run(path, method=method, seed=seed, memory=memory, **SMALL)
+        found |= {"last": last, "memory_bytes": 1000 * memory}
+        (path / "results.json").write_text(json.dumps(found))
+
+
+def spread(panel: Panel | None) -> dict[str, list[float]]:
+    """The width of each bar of a panel's lines."""
+    assert panel is not None
+    bars = {line.name: [bar for bar in line.spans if bar is not None] for line in panel.lines}
+    return {name: [high - low for low, high in spans] for name, spans in bars.items() if spans}
+
+
+def test_bars_are_ranges_while_a_group_has_two_seeds(tmp_path: Path) -> None:
+    """Also where other seeds are equal, so that rounding puts their mean beside them."""
+    seeds(tmp_path, "gcl", [0.5, 0.6], memory=200)
+    seeds(tmp_path, "gdro", [0.175] * 3, memory=200)
+    found = spread(memory_panel(setting_of(tmp_path), "last", "images"))
+    assert found == {"gcl": [pytest.approx(10)], "gdro": [0]}
+    assert lines(plots.accuracy_against_memory(tmp_path, new())).keys() >= {"gcl", "gdro"}
+
+
+@pytest.mark.parametrize("method", ["joint", "ncm"])
+def test_two_seeds_of_what_has_no_spread_leave_the_intervals_of_others(method: str, tmp_path: Path) -> None:
+    """References have no bars, and a closed form gives the same with every seed."""
+    lasts = [0.5, 0.55, 0.6]
+    seeds(tmp_path, "gcl", lasts, memory=200)
+    seeds(tmp_path, method, [0.8, 0.8])
+    span = interval(lasts)
+    for against in ("images", "bytes"):
+        found = spread(memory_panel(setting_of(tmp_path), "last", against))
+        assert found["gcl"] == [pytest.approx(100 * ((span.high or 0) - (span.low or 0)))]
 
 
 def test_bytes_are_the_other_axis(many: Path) -> None:

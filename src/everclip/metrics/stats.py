@@ -47,7 +47,9 @@ def interval(values: Sequence[float]) -> Interval:
     """Return the mean and Student t interval of at least one value (seeds are independent repetitions); without an
     interval below ``LEAST`` values."""
     n = len(values)
-    mean = math.fsum(values) / n
+    mean = min(
+        max(math.fsum(values) / n, min(values)), max(values)
+    )  # that of equal values may be rounded away
     if n < LEAST:
         return Interval(mean, None, None, n)
     half = float(special.stdtrit(n - 1, _UPTO)) * _error(values, mean)

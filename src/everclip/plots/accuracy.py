@@ -63,9 +63,12 @@ def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> A
 
 
 def two_seeds(settings: Iterable[Setting], metric: str) -> bool:
-    """Return whether a group has two seeds, so that bars are ranges."""
-    spans = [group.interval(metric) for setting in settings for group in setting.every]
-    return any(span is not None and span.n == 2 for span in spans)
+    """Return whether a group whose bars say something has two seeds, so that bars are ranges.
+
+    References have no bars, and where every seed gives the same there is nothing to range over.
+    """
+    groups = (group for setting in settings for group in setting.every)
+    return any(len(g.values(metric)) == 2 for g in groups if g.random and not g.reference)
 
 
 def memory_panel(setting: Setting, metric: Metric, against: Axis, few: bool | None = None) -> Panel | None:
