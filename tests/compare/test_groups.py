@@ -270,8 +270,29 @@ def test_unfinished_runs_join_the_setting_that_they_do_not_contradict(tmp_path: 
     (setting,) = sorted_out(tmp_path)
     (group,) = setting.groups
     assert group.interval("last") is None
-    assert len(group.shown) == 3
-    assert group.curve == []  # one of them has not learned a task
+    assert [run.name for run in group.shown] == ["s0", "s1"]  # the other has not learned a task
+    assert len(group.curve) == 2
+    for seed in (0, 1):
+        (tmp_path / f"s{seed}" / "metrics.jsonl").unlink()
+    (setting,) = sorted_out(tmp_path)
+    assert len(setting.groups[0].shown) == 3
+    assert setting.groups[0].curve == []
+
+
+def test_an_unreadable_test_image_keeps_no_unfinished_run_apart(tmp_path: Path) -> None:
+    """Their plan counts it, the results of finished ones do not."""
+    for seed in (0, 1):
+        write_run(tmp_path / f"s{seed}", seed=seed, **SMALL)
+    change(tmp_path / "s0", test_counts=[90, 89])
+    (tmp_path / "s1" / "results.json").unlink()
+    (setting,) = sorted_out(tmp_path)
+    assert [len(group.runs) for group in setting.groups] == [2]
+    assert setting.test_images == 179
+    write_run(tmp_path / "s2", data="imagefolder:drawings", **SMALL)
+    (tmp_path / "s2" / "results.json").unlink()
+    found = sorted_out(tmp_path)
+    assert [setting.name for setting in found] == ["imagefolder:photos", "imagefolder:drawings"]
+    assert differing(found) == ["data"]  # what the unfinished one does not say yet is no difference
 
 
 def test_results_without_a_config(tmp_path: Path) -> None:

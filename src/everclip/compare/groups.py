@@ -79,8 +79,8 @@ class Group:
 
     @property
     def shown(self) -> tuple[RunData, ...]:
-        """The runs to draw curves of: the finished ones, or all while none has finished."""
-        return self.finished or self.runs
+        """The runs to draw curves of: the finished ones, else those that have learned a task, else all."""
+        return self.finished or tuple(run for run in self.runs if run.accuracy) or self.runs
 
     def values(self, key: str) -> list[float]:
         """Return a number of results.json in each finished run that has it."""
@@ -193,7 +193,8 @@ def differing(settings: Sequence[Setting]) -> list[str]:
 
 def _differing(facts: Sequence[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for known in facts for key in known)
-    return [key for key in keys if len({repr(known.get(key)) for known in facts}) > 1]
+    values = {key: {repr(known.get(key)) for known in facts} for key in keys}
+    return [key for key, different in values.items() if len(different - {"None"}) > 1]  # what is unknown fits
 
 
 def _names(of: Sequence[dict[str, Any]]) -> list[str]:

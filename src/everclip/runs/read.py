@@ -51,8 +51,8 @@ class RunData(Finished):
 
     @property
     def told(self) -> Json:
-        """The plan in the log, and the results."""
-        plan = {"tasks": self.tasks, "test_counts": self.test_counts} if self.start else {}
+        """The plan in the log, and the results; no planned test counts, as some images may turn out unreadable."""
+        plan = {"tasks": self.tasks} if self.start else {}
         return {"classes": self.classes} | plan | self.results
 
     @cached_property
