@@ -178,6 +178,18 @@ def test_the_matrix_has_each_number(one: Path) -> None:
     assert map_.get_array()[-1, 0] == pytest.approx(read_run(one).forgetting[0])  # pyright: ignore[reportOptionalSubscript]
 
 
+def test_the_map_of_forgetting_is_the_mean_of_what_each_seed_has_forgotten(tmp_path: Path) -> None:
+    """Task 1 was best after another task with each seed: its mean never was that good."""
+    for seed, (first, second) in enumerate(((0.5, 0.9), (0.9, 0.5))):
+        path = tmp_path / f"{seed}"
+        found = write_run(path, seed=seed, **SMALL)
+        found["matrix"] = [[first, None, None], [second, 0.5, None], [0.6, 0.5, 0.5]]
+        (path / "results.json").write_text(json.dumps(found))
+    (map_,) = plots.task_heatmap(tmp_path, new(), of="forgetting").images
+    drawn = np.ma.MaskedArray(map_.get_array()).filled(np.nan)
+    assert drawn == pytest.approx(np.array([[0.0, np.nan], [0.3, 0.0]]), nan_ok=True)
+
+
 def test_single_classes_are_worst_first(one: Path) -> None:
     ax = plots.per_class(one, new(), most=5)
     rows = sorted(results(one)["per_class"], key=lambda row: (row["last"], row["class"]))[:5]

@@ -22,6 +22,7 @@ from everclip.compare.comparable import (
     sorted_out,
     without_memory,
 )
+from everclip.metrics.matrix import forgotten
 from everclip.metrics.stats import Interval, interval
 from everclip.runs.finished import natural
 from everclip.runs.read import RunData
@@ -100,8 +101,12 @@ class Group:
     @cached_property
     def matrix(self) -> list[list[float | None]]:
         """R, the mean over the runs shown, up to the last stage that all have reached."""
-        rows = zip(*(run.matrix for run in self.shown), strict=False)
-        return [[mean(cell) for cell in zip(*row, strict=False)] for row in rows]
+        return _mean_rows([run.matrix for run in self.shown])
+
+    @cached_property
+    def forgotten(self) -> list[list[float | None]]:
+        """F, the mean over the runs shown of what each has forgotten: not what their mean has, as maxima differ."""
+        return _mean_rows([forgotten(run.matrix) for run in self.shown])
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +269,12 @@ def _longest_mean(curves: Sequence[Sequence[float]]) -> list[float]:
     """Return the mean of the curves with the most tasks; joint training has only one."""
     most = max(map(len, curves), default=0)
     return [sum(values) / len(values) for values in zip(*(c for c in curves if len(c) == most), strict=True)]
+
+
+def _mean_rows(matrices: Iterable[Sequence[Sequence[float | None]]]) -> list[list[float | None]]:
+    """Return the mean of each cell, up to the last row that all matrices have."""
+    rows = zip(*matrices, strict=False)
+    return [[mean(cell) for cell in zip(*row, strict=False)] for row in rows]
 
 
 def mean(values: Sequence[float | None]) -> float | None:

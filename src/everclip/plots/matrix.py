@@ -237,14 +237,10 @@ def task_heatmap(
     Raises:
         UserError: the runs are of several methods or memory sizes, or no task has been learned.
     """
-    given = isinstance(runs, list | np.ndarray) and len(runs) and np.ndim(cast(Any, runs[0]))
-    rows: Rows = [
-        [None if value is None or math.isnan(value) else float(value) for value in row]
-        for row in (cast(Any, runs) if given else _mean_matrix(runs))
-    ]
+    rows, forgetting = _rows(runs)
     limits, colours, missing = (0.0, 1.0), colormaps["cividis"], "no task has been learned"
     if of == "forgetting":
-        rows, missing = lost(rows), "no task has been followed by another"
+        rows, missing = lost(forgetting), "no task has been followed by another"
         limits, colours = (-reach, reach), style.diverging(0.75)
     if not rows or not rows[0]:
         raise nothing(missing)
@@ -261,14 +257,21 @@ def task_heatmap(
     return ax
 
 
-def _mean_matrix(runs: Any) -> Rows:
+def _rows(runs: Any) -> tuple[Rows, Rows]:
+    """Return R and what has been forgotten, of a matrix or as means over the runs of one group."""
+    if isinstance(runs, list | np.ndarray) and len(runs) and np.ndim(cast(Any, runs[0])):
+        rows: Rows = [
+            [None if value is None or math.isnan(value) else float(value) for value in row]
+            for row in cast(Any, runs)
+        ]
+        return rows, forgotten(rows)
     first, *others = groups_of(runs)
     if others:
         names = ", ".join(printable(group.label) for group in (first, *others))
         raise nothing(f"a heatmap shows runs that differ in their seed alone, and these are {names}")
-    return first.matrix
+    return first.matrix, first.forgotten
 
 
-def lost(matrix: Rows) -> list[list[float | None]]:
-    """Return ``forgotten`` without the first row and the last column, which have no values."""
-    return [row[:-1] for row in forgotten(matrix)[1:]]
+def lost(forgetting: Rows) -> Rows:
+    """Return what has been forgotten without the first row and the last column, which have no values."""
+    return [row[:-1] for row in forgetting[1:]]

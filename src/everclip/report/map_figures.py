@@ -10,7 +10,6 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure as Drawing
 
 from everclip.compare.groups import Setting
-from everclip.metrics.matrix import forgotten
 from everclip.plots import style
 from everclip.plots.matrix import lost, signed, task_heatmap
 from everclip.plots.per_class import FATE_COLOURS, draw_fates, fate_bars
@@ -24,11 +23,11 @@ from everclip.runs.read import RunData
 def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | None:
     """Return R, or the forgetting, of each group, in one colour scale."""
     drawn = [group for group in setting.groups + setting.level if group.method != "joint"]
-    found = {group: group.matrix if of == "accuracy" else lost(group.matrix) for group in drawn}
+    found = {group: group.matrix if of == "accuracy" else lost(group.forgotten) for group in drawn}
     found = {group: rows for group, rows in found.items() if rows and rows[0]}
     if not found:
         return None
-    losses = [value for group in found for row in forgotten(group.matrix) for value in row]
+    losses = [value for group in found for row in group.forgotten for value in row]
     most = max((abs(value) for value in losses if value is not None), default=0.0)
     reach = max(0.05, math.ceil(20 * most) / 20)
     sizes, tasks = len(setting.memories), max(len(row) for rows in found.values() for row in rows)
@@ -72,8 +71,8 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
         key, title = "forgetting", "Forgetting of each task after each task"
         caption = (
             "Points that a task has lost since its best earlier accuracy (orange), or gained on it"
-            " (blue); rows and columns as above, without the first row and the last column, where nothing can"
-            " have been forgotten yet."
+            " (blue), means over seeds; rows and columns as above, without the first row and the last column,"
+            " where nothing can have been forgotten yet."
         )
     return Figure(key, title, caption, told, csv, make, setting.ident)
 
