@@ -278,6 +278,20 @@ def test_hover_texts_are_in_svg_alone(one: Path) -> None:
     assert b"after task 3: task 1" not in files["pdf"].getvalue()
 
 
+def test_the_unit_of_a_hover_text_does_not_depend_on_names(tmp_path: Path) -> None:
+    found = write_run(tmp_path / "run", **SMALL)
+    found["tasks"][0] = "viewpoints"
+    (tmp_path / "run" / "results.json").write_text(json.dumps(found))
+    file, figure = io.BytesIO(), Figure(figsize=(8, 5))
+    plots.accuracy_matrix(tmp_path / "run", figure.add_subplot())
+    figure.savefig(file, format="svg")
+    svg = file.getvalue().decode()
+    first, lost = found["matrix"][0][0], read_run(tmp_path / "run").forgetting[0]
+    assert lost is not None
+    assert f"<title>after viewpoints: viewpoints: {100 * first:.1f} %</title>" in svg
+    assert f"<title>viewpoints: points lost since its best: {100 * lost:.1f}</title>" in svg
+
+
 def test_labels_at_the_ends_do_not_collide(many: Path) -> None:
     ax = plots.accuracy_against_memory(many, new(), legend=False)
     plots.label_ends(ax, values=lambda value: f"{value:.1f}")

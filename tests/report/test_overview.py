@@ -109,6 +109,8 @@ def test_means_and_intervals_are_those_of_the_runs(sweep: Path, seen: Page) -> N
     assert f"joint training ({100 * joint:.1f} %)" in seen.text
     row = next(row for row in rows_of(seen, "joint", "–") if row[3] == f"{100 * joint:.1f} (n=2)")
     assert (row[4], row[-1]) == ("–", "–")  # one stage has no average, and its images are not counted
+    (row,) = rows_of(seen, "joint_m0_s0")
+    assert row[5:7] == [f"{100 * results(sweep, 'joint_m0_s0')[0]['last']:.1f}", "–"]
 
 
 def test_the_verdict_names_the_best_and_how_sure_that_is(sweep: Path, seen: Page) -> None:

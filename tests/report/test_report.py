@@ -169,6 +169,15 @@ def test_provenance(run: tuple[Path, dict[str, Any]], page: Page) -> None:
         assert template in page.text
 
 
+def test_a_memory_of_unknown_size_is_not_empty(tmp_path: Path) -> None:
+    """How many images there are is in the log alone."""
+    write_run(tmp_path / "r", tasks=2, per_task=3, steps=8)
+    (tmp_path / "r" / "metrics.jsonl").unlink()
+    text = Page(build([tmp_path / "r"], tmp_path / "r.html").read_text()).text
+    assert "images: 1.2 MB; state of the method: 20.5 kB" in text
+    assert "no images" not in text
+
+
 def test_says_when_worse_than_zero_shot(tmp_path: Path) -> None:
     results = write_run(tmp_path / "harm", gain=-0.3)
     text = Page(build([tmp_path / "harm"], tmp_path / "r.html").read_text()).text

@@ -109,7 +109,7 @@ class _Matrix:
         bottom = float(done)
         if any(value is not None for value in shown.forgetting):
             lost = [f"{name}: points lost since its best" for name in shown.tasks]
-            self._cells([shown.forgetting], 0, done + 0.2, fading, (-0.5, 0.5), lost)
+            self._cells([shown.forgetting], 0, done + 0.2, fading, (-0.5, 0.5), lost, unit="")
             self.labels[done + 0.7] = "forgetting"
             bottom = done + 1.2
         if self.numbers:
@@ -154,8 +154,9 @@ class _Matrix:
         limits: tuple[float, float],
         tips: Sequence[str] = (),
         width: float = 1.0,
+        unit: str = " %",
     ) -> None:
-        """Draw cells of ``width`` by 1 from (left, top), with numbers and hover texts."""
+        """Draw cells of ``width`` by 1 from (left, top), with numbers and hover texts in ``unit``."""
         values = _array(rows)
         height, columns = values.shape
         seen = {"cmap": colours, "vmin": limits[0], "vmax": limits[1]}
@@ -167,19 +168,21 @@ class _Matrix:
             box = (left, left + width * columns, top + height, top)
             self.ax.imshow(masked, extent=box, aspect="auto", interpolation="none", **seen)
         if tips:
-            self._tips(rows, left, top, tips, width)
+            self._tips(rows, left, top, tips, width, unit)
         if self.numbers:
             digits = 1 if self.cell * width >= 38 else 0
             ahead = "italic" if height > 1 else "normal"
             _numbers(self.ax, values, colours, limits, (left, top, width), digits, ahead)
 
-    def _tips(self, rows: Rows, left: float, top: float, tips: Sequence[str], width: float) -> None:
+    def _tips(
+        self, rows: Rows, left: float, top: float, tips: Sequence[str], width: float, unit: str = " %"
+    ) -> None:
         for t, row in enumerate(rows):
             for i, value in enumerate(row):
                 if value is not None:
                     x, y = left + width * i, top + t
                     self.boxes.append((x, y, x + width, y + 1))
-                    self.tips.append(f"{tips[i]}: {100 * value:.1f}" + ("" if "points" in tips[i] else " %"))
+                    self.tips.append(f"{tips[i]}: {100 * value:.1f}{unit}")
 
 
 def _array(rows: Rows) -> NDArray[np.float64]:

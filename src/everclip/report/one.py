@@ -164,7 +164,8 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     held = results.get("memory_bytes", memory.get("bytes"))
     state = results.get("state_bytes", memory.get("state_bytes", 0))
     kept = "none" if held == state == 0 else size(None if held is None else held + state)
-    images = several(count, "image") if (count := memory.get("count")) else "no images"
+    count = memory.get("count")  # only the log has it
+    images = "images" if count is None else several(count, "image") if count else "no images"
     seconds = results.get("seconds", sum(stage["seconds"] for stage in run.stages))
     return [
         *tiles,

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from everclip.compare.cells import known
 from everclip.compare.groups import Group, Setting
 from everclip.config.values import dotted
 from everclip.report.tables import Cell, Table, amount, table, words
@@ -104,7 +105,7 @@ def run_table(settings: Sequence[Setting], states: Mapping[RunData, State]) -> T
                 Cell(str(seed), seed if isinstance(seed, int) else None),
                 words(state),
                 amount(done[-1] if done else None, "share"),
-                amount(run.results.get("average"), "share"),
+                amount(known(run, "average"), "share"),
                 Cell(finished[:16].replace("T", " "), class_="nowrap"),
             ]
         )
