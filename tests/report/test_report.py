@@ -22,7 +22,7 @@ from everclip.report.collect import collect
 from everclip.report.figure import csv_address
 from everclip.report.many import result_table, verdict
 from everclip.runs.read import read_run
-from everclip.runs.words import duration, points, size
+from everclip.runs.words import duration, fact, points, size
 from tests.report.page import Page
 from tests.report.synthetic import IMAGES, NASTY, write_run
 
@@ -320,6 +320,25 @@ def test_small_helpers() -> None:
     assert "%ED" not in csv_address(["a"], [["bad\udcff"]])
 
 
+def test_facts_are_named_unless_they_tell_by_themselves() -> None:
+    options = {"scenario.shots": 5, "scenario.stochastic": False, "source.every": 2, "validation tasks": 3}
+    assert [fact(key, value) for key, value in options.items()] == [
+        "scenario.shots 5",
+        "scenario.stochastic false",
+        "source.every 2",
+        "validation tasks 3",
+    ]
+    telling = {"data": "emoji", "image_size": 96, "validation": 0.2, "scenario": "few-shot", "smoke": True}
+    assert [fact(key, value) for key, value in telling.items()] == [
+        "emoji",
+        "96 px",
+        "validation fraction 0.2",
+        "few-shot",
+        "trial runs",
+    ]
+    assert fact("scenario.shots", None) == "scenario.shots unknown"
+
+
 def test_of_very_many_classes_some_are_drawn_and_the_csv_file_has_all(tmp_path: Path) -> None:
     write_run(tmp_path / "r", tasks=2, per_task=2500, steps=2)
     text = build([tmp_path / "r"], tmp_path / "r.html").read_text()
@@ -355,6 +374,20 @@ def test_a_headline_inside_the_noise_is_neutral(tmp_path: Path, gap: float, mood
     assert [cell.class_ for cell in row if cell.text == points(gap)][:1] == [
         {"level": "", "better": "up", "worse": "down"}[mood]
     ]
+
+
+@pytest.mark.parametrize(("ahead", "mood"), [(0.001, "better"), (0.2, "worse"), (-0.1, "better")])
+def test_frozen_features_that_are_ahead_by_chance_are_not_better(
+    tmp_path: Path, ahead: float, mood: str
+) -> None:
+    results = write_run(tmp_path / "run", tasks=2, per_task=3, steps=2)
+    results |= {"last": 0.7, "zero_shot": 0.4, "frozen_features_after_stage": [0.5, 0.7 + ahead]}
+    results["accuracy_after_stage"][-1] = 0.7
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    page = Page(build([tmp_path / "run"], tmp_path / "r.html").read_text())
+    assert any(element.get("class") == f"verdict {mood}" for _, element in page.elements)
+    assert ("It is more accurate than this run and trains nothing." in page.text) == (mood == "worse")
+    assert ("With 180 test images a gap below 9.4 points may be chance." in page.text) == (ahead == 0.001)
 
 
 def lasts(folder: Path, method: str, values: Sequence[float]) -> None:
@@ -405,6 +438,17 @@ def test_a_first_place_is_certain_beyond_seeds_and_test_images(
     place = verdict(setting)[1]
     assert "95 % interval over 3 seeds, paired" in place
     assert said in place
+
+
+def test_methods_without_a_memory_have_a_second_place_too(tmp_path: Path) -> None:
+    for method, last in (("ncm", 0.5), ("slda", 0.8)):
+        lasts(tmp_path, method, [last])
+    (setting,) = collect([tmp_path]).settings
+    assert setting.memories == []
+    assert verdict(setting)[1] == (
+        "First slda 80.0 %, then ncm 50.0 %; the difference of +30.0 points is the same for every seed, more than the"
+        " chance of test images explains."
+    )
 
 
 def test_known_answers_tell_smaller_differences(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def verdict(setting: Setting) -> list[str]:
     bases += [] if setting.zero_shot is None else [("zero-shot", setting.zero_shot)]
     bases += [(f"{group.label} training", group) for group in setting.joint]
     beside = [_beside(best, base, name, setting.test_images) for name, base in bases]
-    places = (_first_place(ranked, size, setting.test_images) for size in setting.memories)
+    places = (_first_place(ranked, size, setting.test_images) for size in setting.memories or [None])
     return ["; ".join([line, *beside]) + ".", *filter(None, places)]
 
 
@@ -97,13 +97,16 @@ def _least(pairs: Sequence[tuple[RunData, RunData]], images: int) -> float:
 
 
 def _first_place(ranked: Sequence[Group], size: Memory, images: int) -> str:
-    """Say how far the best group of a memory size is ahead of the second on their common seeds."""
+    """Say how far the best group of a memory size is ahead of the second on their common seeds.
+
+    The size is None where no group has one.
+    """
     here = [group for group in ranked if group.memory in (size, None)][:2]
     if len(here) < 2:
         return ""
     pairs = _pairs(*here)
     names = [f"{group.series} {percent(last_mean(group))}" for group in here]
-    start = f"Memory {size}: {names[0]}, then {names[1]}"
+    start = f"{'First' if size is None else f'Memory {size}:'} {names[0]}, then {names[1]}"
     if not pairs:
         return f"{start}; they have no seed in common."
     ahead = paired(*([run.results["last"] for run in group] for group in zip(*pairs, strict=True)))

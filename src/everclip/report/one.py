@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from everclip.compare.groups import mean, settings
+from everclip.metrics.stats import by_chance
 from everclip.report.figure import csv_address
 from everclip.report.many_figures import sure
 from everclip.report.map_figures import old_images
@@ -124,7 +125,7 @@ def _verdict(run: RunData) -> Json:
 
 
 def _beside_frozen(run: RunData, verdict: Json) -> Json:
-    """Return the verdict beside the frozen features: a run that they beat is worse."""
+    """Return the verdict beside the frozen features: a run that they beat by more than chance is worse."""
     done = len(run.accuracy)
     if not done or not run.frozen_features:
         return verdict
@@ -135,10 +136,12 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
         "Frozen features: the strongest closed-form classifier on the pretrained model's features"
         f" ({method}), from the same tasks' training images; no image is kept."
     )
-    mood = verdict["mood"]
-    if level > last:
+    mood, images = verdict["mood"], sum(run.test_counts[:done])
+    if level - last > max(by_chance(level, last, images), 5e-4):
         more += " It is more accurate than this run and trains nothing."
         mood = "open" if mood == "open" else "worse"
+    elif level > last and images:
+        more += f" {noise(level, last, images)}"
     head = f"{verdict['head']} {words[0].upper()}{words[1:]}."
     return {"mood": mood, "head": head, "more": [*verdict["more"], more]}
 

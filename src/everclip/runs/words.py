@@ -111,5 +111,6 @@ def fact(key: str, value: Any) -> str:
         "validation": "test images" if value == "none" else f"validation fraction {value}",
         "smoke": "trial runs" if value else "full runs",
     }
-    other = f"{name} {plain(value)}" if key.startswith(("source.", "schema")) else str(value)
+    named = key.startswith(("source.", "scenario.", "validation", "schema"))
+    other = f"{name} {plain(value)}" if named else str(value)
     return words.get(key, other)
