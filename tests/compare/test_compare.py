@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -451,6 +452,39 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
     assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 400 kB", "at most 900 kB"]
     with pytest.raises(UserError, match="use bytes, steps or samples"):
         compared(grid, equal="money")
+
+
+@pytest.mark.parametrize(("unit", "key"), [("steps", "optimizer_steps"), ("bytes", "memory_bytes")])
+def test_a_cost_that_was_not_recorded_is_no_cost_of_zero(unit: str, key: str, tmp_path: Path) -> None:
+    """Runs without it are left out of a row's cost, as of what it keeps; a row of them alone has no place."""
+    for method, cost in (("gcl", 1000), ("gdro", 2000)):
+        recorded: Json = {key: cost}
+        for seed in (0, 1):
+            run_folder(tmp_path / f"{method}{seed}", 0.5, method=method, seed=seed, **recorded)
+
+    def forget(name: str) -> None:
+        file = tmp_path / name / "results.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != key}))
+
+    forget("gdro0")
+    assert rows(compared(tmp_path, equal=unit))["gdro"]["cost"] == 2000
+    forget("gdro1")
+    with pytest.raises(UserError, match=f"--equal {unit}: .*gdro0 has recorded no .*: leave it out"):
+        compared(tmp_path, equal=unit)
+
+
+@pytest.mark.parametrize("key", ["skipped_steps", "duplicates", "train_copies", "forgetting"])
+def test_fewer_of_what_harms_is_better(key: str, tmp_path: Path) -> None:
+    for method, number in (("gcl", 1), ("gdro", 0)):
+        recorded: Json = {key: number}
+        run_folder(tmp_path / method, 0.5, method=method, **recorded)
+    assert compared(tmp_path, metrics=[key])["sections"][0]["against"] == "gdro"
+
+
+def test_a_median_rank_may_be_a_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path / "gcl", 0.5, image_to_text_median_rank=1.5)
+    text = "\n".join(printed(capsys, str(tmp_path), "--metric", "image_to_text_median_rank"))
+    assert re.search(r"^gcl +1\.5\b", text, re.MULTILINE)
 
 
 def test_nothing_to_compare_and_unknown_names(tmp_path: Path) -> None:

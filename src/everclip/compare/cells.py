@@ -237,8 +237,14 @@ def settings(row: Row) -> dict[str, Any]:
 
 
 def cost(row: Row, unit: str) -> float:
-    """Return the mean cost of a row's runs in a unit of ``COSTS``."""
-    return fmean(sum(run.results.get(key) or 0 for key in COSTS[unit]) for run in row.runs.values())
+    """Return the mean cost of a row's runs in a unit of ``COSTS``. Raises UserError where none has recorded it."""
+    key, runs = COSTS[unit], list(row.runs.values())
+    found = [value for run in runs if (value := known(run, key)) is not None]
+    if not found:
+        raise UserError(
+            f"--equal {unit}: {runs[0].path} has recorded no {key}: leave it out, or use another unit"
+        )
+    return fmean(found)
 
 
 def kept_by(row: Row) -> dict[str, float] | None:
@@ -264,12 +270,8 @@ def _level(cost: float, unit: str) -> str:
 
 
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-COSTS: Mapping[str, tuple[str, ...]] = {
-    "bytes": ("memory_bytes", "state_bytes"),
-    "steps": ("optimizer_steps",),
-    "samples": ("samples_seen",),
-}
-"""Units of ``equal``, and the keys of results.json that each adds up."""
+COSTS = {"bytes": "kept_bytes", "steps": "optimizer_steps", "samples": "samples_seen"}
+"""Units of ``equal``, and their keys of results.json."""
 _LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
 _TOLERANCE = 1.01
 
@@ -281,7 +283,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
     Costs within 1 % are the same. A level with the same rows as the one before, or with one row, is left out.
 
     Raises:
-        UserError: no level has two methods.
+        UserError: no level has two methods, or no run of a row has recorded its cost.
     """
     made: list[Section] = []
     for section in sections:

@@ -48,7 +48,7 @@ def _scale(metric: str) -> tuple[float, int]:
     """Return the factor of a metric's numbers, and their digits after the point."""
     if metric in _FRACTIONS + _RECALLS:
         return 100, 1
-    return (1e-6, 2) if metric.endswith("_bytes") else (1, 0)
+    return (1e-6, 2) if metric.endswith("_bytes") else (1, int(metric.endswith("_median_rank")))
 
 
 def name(metric: str) -> str:

@@ -29,6 +29,7 @@ STREAMS = (
 """Metrics of runs whose scenario measures them."""
 _LOWER = (
     *("forgetting", "seconds", "optimizer_steps", "samples_seen", "trainable_parameters"),
+    *("skipped_steps", "duplicates", "train_copies"),
     *(f"{way}_median_rank" for way in WAYS),
 )
 
