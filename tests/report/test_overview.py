@@ -14,8 +14,11 @@ import pytest
 
 from everclip.metrics.stats import interval
 from everclip.plots.matrix import forgotten
+from everclip.report import run_figures
 from everclip.report.build import build, collect, write
 from everclip.report.many import class_table
+from everclip.report.many_figures import stages
+from everclip.report.map_figures import maps
 from everclip.report.tables import table, words
 from everclip.runs.tuned import searched
 from tests.report.page import PARTS, Page
@@ -173,6 +176,30 @@ def test_heatmaps_are_means_over_seeds(sweep: Path, seen: Page) -> None:
     assert float(second[1]) == pytest.approx(
         sum(run["matrix"][1][1] - run["matrix"][2][1] for run in runs) / 2, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("task_id", ["known", "unknown", None])
+def test_captions_say_which_classes_compete(task_id: str | None, tmp_path: Path) -> None:
+    """In cross-domain those of each task, or of all; also while no run has finished."""
+    found = write_run(tmp_path / "run", **SMALL)
+    if task_id is not None:
+        cross = dict.fromkeys(("transfer", "transfer_of_zero_shot", "average", "last"), 0.5)
+        found |= {"cross_domain": {"task_id": task_id, "matrix": found["matrix"], **cross}}
+        (tmp_path / "run" / "results.json").write_text(json.dumps(found))
+        config = tmp_path / "run" / "config.toml"
+        config.write_text(config.read_text().replace("tasks = 10", f'task_id = "{task_id}"'))
+    words = {"known": "each among the classes of its own task", "unknown": "among the classes of all tasks"}
+    for done in (True, False):
+        (setting,) = collect([tmp_path / "run"]).settings
+        shown = run_figures.figures(setting.runs[0], "run1")
+        figures = [stages(setting), maps(setting, "accuracy"), shown["accuracy"], shown["matrix"]]
+        captions = [figure.caption for figure in figures if figure is not None]
+        assert len(captions) == 4
+        for caption in captions:
+            assert words.get(str(task_id), "among all classes learned by then") in caption
+            assert ("among all classes learned" in caption) == (task_id is None)
+        assert ("on each task among the classes up to it" in captions[-1]) == (done and task_id is None)
+        (tmp_path / "run" / "results.json").unlink(missing_ok=True)
 
 
 def test_settings_are_never_averaged(tmp_path: Path) -> None:

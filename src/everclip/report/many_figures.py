@@ -16,7 +16,7 @@ from everclip.plots.panels import Panel
 from everclip.plots.training import Curve, curves_panel, entropy_curve, logged, mean_curve, terms_panel
 from everclip.report.figure import Figure, csv_text, grid
 from everclip.runs.read import RunData
-from everclip.runs.words import several
+from everclip.runs.words import rivals, several
 
 REFERENCES = (
     " Grey: zero-shot (the pretrained model), the frozen features (the strongest closed-form"
@@ -160,8 +160,9 @@ def stages(setting: Setting) -> Figure | None:
         rows += [[name, "", "", t, 1, value, "", ""] for t, value in enumerate(curve, 1)]
     open_ = [group.label for group in setting.every if not group.finished and group.curve]
     caption = (
-        "Accuracy in % on the test images of all tasks learned so far, among all classes learned so far:"
-        " the test set grows and gets harder from left to right. Means over seeds."
+        "Accuracy in % on the test images of all tasks learned so far,"
+        f" {rivals(run.task_id for run in setting.runs)}: the test set grows and, with more classes, gets harder"
+        " from left to right. Means over seeds."
         + REFERENCES
         + (f" Unfinished runs, so far: {'; '.join(open_)}." if open_ else "")
     )

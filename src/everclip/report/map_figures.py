@@ -18,6 +18,7 @@ from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, f
 from everclip.report.many_figures import GROUP, named
 from everclip.runs.predictions import FATES
 from everclip.runs.read import RunData
+from everclip.runs.words import rivals
 
 
 def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | None:
@@ -64,8 +65,7 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
         key, title = "matrix", "Accuracy on each task after each task"
         caption = (
             "Each row is the model after one more task, each column the test images of one task,"
-            " classified among all classes learned by then. In %, means over seeds; all maps share one colour"
-            " scale."
+            f" {rivals(run.task_id for run in setting.runs)}. In %, means over seeds; all maps share one colour scale."
         )
     else:
         key, title = "forgetting", "Forgetting of each task after each task"

@@ -20,6 +20,7 @@ from everclip.plots.text import number, shorten, text_width
 from everclip.plots.training import MOST_POINTS, estimator_values, shares, step_line, steps_panel
 from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, fill, place, stack, write
 from everclip.runs.read import ClassValues, RunData, finite
+from everclip.runs.words import rivals
 
 _MOST_CELLS = 25_000  # of a CSV file, to keep the page small
 _PANEL, _STRIP = 132.0, 118.0  # px from one panel, or line chart beneath a map, to the next
@@ -74,9 +75,9 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
         "zero_shot": run.zero_shot or [""] * len(run.tasks),
     }
     caption = (
-        "Accuracy on the test images of all tasks learned so far, among all classes learned so far"
-        " (the test set grows and gets harder from left to right). Dashed: the pretrained model on the same"
-        " images."
+        f"Accuracy on the test images of all tasks learned so far, {rivals([run.task_id])}"
+        " (the test set grows and, with more classes, gets harder from left to right). Dashed: the pretrained model"
+        " on the same images."
     )
     if run.frozen_features:
         caption += " Dotted: the strongest closed-form classifier on the pretrained model's features, without training."
@@ -123,12 +124,13 @@ def _matrix(run: RunData, prefix: str) -> Figure | None:
     rows += [[f"after {task}", *row, all_] for task, row, all_ in learned]
     rows.append(["forgetting", *shown.forgetting, ""])
     caption = (
-        "Each row is the model after one more task, each column the test images of one task (in %, among"
-        " all classes learned by then). Outlined: the task just learned. Italic: a task not learned yet,"
-        " measured one ahead. Bottom row: points lost since the task's best earlier accuracy."
+        "Each row is the model after one more task, each column the test images of one task (in %,"
+        f" {rivals([run.task_id])}). Outlined: the task just learned. Italic: a task not learned yet, measured one"
+        " ahead. Bottom row: points lost since the task's best earlier accuracy."
     )
     if shown.base:
-        caption += " Top row: the pretrained model, on each task among the classes up to it."
+        same = "likewise" if run.task_id else "among the classes up to it"
+        caption += f" Top row: the pretrained model, on each task {same}."
     if tasks < len(run.tasks):
         caption += f" {tasks} of {len(run.tasks):,} tasks are drawn; the run's matrix.csv has all."
     told = f"{len(shown.matrix)} rows (after each task) by {tasks} columns (tasks); the numbers are in the CSV file."

@@ -89,6 +89,13 @@ class RunData(Finished):
     def test_counts(self) -> list[int]:
         return self.results.get("test_counts") or [int(task["test"]) for task in self.start.get("tasks", [])]
 
+    @property
+    def task_id(self) -> str | None:
+        """``scenario.task_id``; None in a scenario without it."""
+        cross = self.results.get("cross_domain")
+        value = cross["task_id"] if cross else self.config.get("scenario.task_id")
+        return value if isinstance(value, str) else None  # a config may hold anything
+
     @cached_property
     def accuracy(self) -> list[float]:
         """A_t after each finished stage."""

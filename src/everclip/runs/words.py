@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from everclip.metrics.stats import by_chance
@@ -11,6 +11,7 @@ Mood = Literal["better", "worse", "level"]
 
 _LISTS = {"templates": "template", "class order": "class", "task order": "task"}
 """Facts that are lists, and what they are lists of."""
+_RIVALS = {"known": "each among the classes of its own task", "unknown": "among the classes of all tasks"}
 
 
 def percent(value: float | None) -> str:
@@ -55,6 +56,11 @@ def noise(last: float, base: float, images: int) -> str:
     """Say which gaps may be chance with this number of test images."""
     least = 100 * by_chance(last, base, images)
     return f"With {images:,} test images a gap below {least:.1f} points may be chance."
+
+
+def rivals(task_ids: Iterable[str | None]) -> str:
+    """Say among which classes test images are classified, by ``scenario.task_id`` of the runs that tell it."""
+    return next((_RIVALS[one] for one in task_ids if one in _RIVALS), "among all classes learned by then")
 
 
 def duration(seconds: float | None) -> str:
