@@ -20,7 +20,7 @@ from everclip.plots.text import number, shorten, spread
 from everclip.report.build import build
 from everclip.report.collect import collect
 from everclip.report.figure import csv_address
-from everclip.report.many import result_table, verdict
+from everclip.report.many import class_table, result_table, verdict
 from everclip.runs.read import read_run
 from everclip.runs.words import duration, fact, points, size
 from tests.report.page import Page
@@ -158,6 +158,26 @@ def test_per_class_table_is_worst_first(run: tuple[Path, dict[str, Any]], page: 
         assert abs(float(change.replace("−", "-")) - 100 * (want["last"] - want["zero_shot"])) < 0.051
         assert abs(float(since.replace("−", "-")) - 100 * (want["last"] - want["after_learning"])) < 0.051
         assert (int(task), int(images)) == (want["task"] + 1, IMAGES)
+
+
+def test_where_classes_are_in_several_tasks_none_is_compared_with_its_first(tmp_path: Path) -> None:
+    """In domain-incremental the accuracy after the first task is on that task's images alone."""
+    results = write_run(tmp_path / "r", tasks=2, per_task=8, steps=8)
+    for apart in (False, True):
+        if apart:
+            rows = [row | {"task": 0} for row in results["per_class"]]
+            (tmp_path / "r" / "results.json").write_text(json.dumps(results | {"per_class": rows}))
+        html = build([tmp_path / "r"], tmp_path / "r.html").read_text()
+        page = Page(html)
+        (header,) = (row for row in page.rows if row[:2] == ["class", "zero-shot"])
+        (fox,) = (row for row in page.rows if row[0] == "fox")
+        assert len(header) == len(fox) == (6 if apart else 8)
+        assert ("% after its task" in html) != apart
+        assert ("The two columns beside the map" in html) != apart
+        (setting,) = collect([tmp_path / "r"]).settings
+        found = class_table(setting)
+        assert found is not None
+        assert any("right after its task" in cell.tip for row in found[0].rows for cell in row) != apart
 
 
 def test_provenance(run: tuple[Path, dict[str, Any]], page: Page) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from everclip.cli.app import main
 from everclip.compare import comparable
@@ -14,9 +15,11 @@ from everclip.config import load_config
 from everclip.data.scenario import seen
 from everclip.errors import UserError
 from everclip.methods import Classifier
+from everclip.plots import per_class
 from everclip.report.build import build
 from everclip.report.measures import measures
 from everclip.runs.finished import read as read_finished
+from everclip.runs.read import read_run
 from everclip.runs.resolve import resolve
 from everclip.runs.schema import read
 from everclip.training import testing
@@ -208,6 +211,23 @@ def test_tasks_of_a_stream_have_their_classes_in_order(tokens: list[str]) -> Non
     plan = Plan.of(configured(*tokens, "method=ncm"))
     assert seen(plan.tasks) == (0, 1, 2, 3, 4)
     assert testing.tested(plan, 0) == plan.tasks
+
+
+@pytest.mark.parametrize("scenario", ["class-incremental", "data-incremental"])
+def test_a_class_is_compared_with_itself_on_the_same_images(
+    toy: str, photos: str, scenario: str, tmp_path: Path
+) -> None:
+    """After its task it is tested on that task's images, and in the end on all of its own."""
+    words = [f"data={photos}", f"model={toy}", f"scenario.kind={scenario}", "scenario.tasks=2", "method=ncm"]
+    run(tmp_path / "run", *words, "memory.budget=0")
+    read_back = read_run(tmp_path / "run")
+    assert read_back.same_images == (scenario == "class-incremental")
+    page = build([tmp_path / "run"], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("last − after its task" in page) == read_back.same_images
+    assert ("right after the class's task" in page) == read_back.same_images
+    drawn = per_class(read_back, Figure().add_subplot())
+    lines = {str(line.get_label()) for line in drawn.get_lines()}
+    assert ("after its task" in lines) == bool(drawn.collections) == read_back.same_images
 
 
 def test_a_class_that_is_gone_before_its_test_images_come(toy: str, tmp_path: Path) -> None:

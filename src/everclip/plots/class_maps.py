@@ -74,8 +74,9 @@ class ClassMap:
 
     @cached_property
     def accuracy(self) -> dict[str, tuple[float | None, float | None]]:
-        """Each class's accuracy right after its task, and at the end; empty until the run has finished."""
-        rows = self.run.results.get("per_class", [])
+        """Each class's accuracy right after its task, and at the end; empty until the run has finished, and where the
+        two are on different test images."""
+        rows = self.run.results.get("per_class", []) if self.run.same_images else []
         return {str(row["class"]): (row["after_learning"], row["last"]) for row in rows}
 
     def of_stage(self, stage: int) -> list[int]:
@@ -195,7 +196,7 @@ def class_weights(run: One, ax: Axes | None = None) -> Axes:
     """Draw GDRO's weight of each class over steps, as a multiple of uniform: blue below, orange above, from 1/8 to 8.
 
     One row per class, in the order learned, hatched before that. At the right, each class's accuracy after its task
-    and at the end (cividis), and the last multiple of the heaviest classes.
+    and at the end (cividis) if both are on the same test images, and the last multiple of the heaviest classes.
 
     Raises:
         UserError: no class weights were logged.

@@ -20,20 +20,21 @@ from everclip.runs.read import RunData
 def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
     """Draw the accuracy of single classes in %: the pretrained model's, right after the class's task, and at the end.
 
+    The second is left out where classes have test images in several tasks: it is on those of their first task alone.
+
     Args:
         most: the number of classes to draw, worst at the end on top.
 
     Raises:
         UserError: the run has not finished.
     """
-    rows = [row for row in run_of(run).results.get("per_class", []) if row["last"] is not None]
+    read = run_of(run)
+    rows = [row for row in read.results.get("per_class", []) if row["last"] is not None]
     if not rows:
         raise nothing("the run has not finished")
     rows = sorted(rows, key=lambda row: (row["last"], row["class"]))[:most]
     ax = axes(ax, 6.0, 1.2 + 0.24 * len(rows))
     places = range(len(rows))
-    ends = [[100 * row[key] for row in rows] for key in ("after_learning", "last")]
-    ax.hlines(places, ends[0], ends[1], color=style.EDGE, linewidth=1.5)
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "zero_shot": ("zero-shot", {"color": style.DIM, "marker": "|"}),
         "after_learning": ("after its task", {"color": style.SECOND, "marker": "o", "mfc": "none"}),
@@ -41,6 +42,11 @@ def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
     }
     if any(row["zero_shot"] is None for row in rows):  # features without text
         del kinds["zero_shot"]
+    if read.same_images:
+        ends = [[100 * row[key] for row in rows] for key in ("after_learning", "last")]
+        ax.hlines(places, ends[0], ends[1], color=style.EDGE, linewidth=1.5)
+    else:
+        del kinds["after_learning"]
     for key, (name, look) in kinds.items():
         xs = [100 * row[key] for row in rows]
         ax.plot(xs, places, linestyle="none", label=name, **look)

@@ -274,7 +274,8 @@ def class_table(setting: Setting) -> tuple[Table, int] | None:
                     known = found.setdefault(
                         row["class"], row | {"tasks": set(), "columns": [[] for _ in groups]}
                     )
-                    known["columns"][k].append((row["last"], row["after_learning"]))
+                    after = row["after_learning"] if run.same_images else None
+                    known["columns"][k].append((row["last"], after))
                     if not group.reference:
                         known["tasks"].add(row["task"])
     alike = all(len(row["tasks"]) < 2 for row in found.values())  # as orders by the seed are not

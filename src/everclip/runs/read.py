@@ -79,6 +79,17 @@ class RunData(Finished):
             first.setdefault(str(row["class"]), int(row["task"]))
         return first
 
+    @cached_property
+    def same_images(self) -> bool:
+        """Whether ``after_learning`` and ``last`` of each class are on the same test images: those of its task.
+
+        Else a task has fewer of them than the classes that were new in it have in all.
+        """
+        ends = [0] * len(self.tasks)
+        for row in self.results.get("per_class", []):
+            ends[row["task"]] += row["n"]
+        return all(end <= count for end, count in zip(ends, self.test_counts, strict=False))
+
     @property
     def order(self) -> list[tuple[str, list[str]]]:
         """Each task with its new classes, in the order learned."""
