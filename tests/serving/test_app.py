@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,6 +126,11 @@ def test_thin_pictures_count_as_what_they_are_resized_to(
     found = Answering(client.current, thin, client.lines.append)(asks)
     assert sizes == [2, 1]
     assert not [one for one in found if isinstance(one, Refused)]
+    clip = client.current.now.model.clip
+    squashed = replace(clip._preprocess_cfg, resize_mode="squash")
+    monkeypatch.setattr(clip, "_preprocess_cfg", squashed)  # of 2 x 400 pixels it makes 32 x 32
+    (answered, *_) = Answering(client.current, thin - 1, client.lines.append)(asks)
+    assert not isinstance(answered, Refused)
 
 
 def test_embed_and_search_are_the_commands(client: Client, made: Path, say: Say) -> None:

@@ -70,10 +70,12 @@ class Answering:
         results: dict[int, Result] = {}
         groups: dict[tuple[Kind, type, float | None, int], list[int]] = {}
         part, together = 0, 0
+        clip = served.model.clip
+        side = clip.image_size if clip.preprocessing()["resize_mode"] == "shortest" else 0
         for place, ask in enumerate(asks):
             pixels, large = 0, ""
             if isinstance(ask.content, bytes):
-                pixels, large = _measured(ask.content, self._pixels, served.model.clip.image_size)
+                pixels, large = _measured(ask.content, self._pixels, side)
             if large:
                 results[place] = Refused(413, large)
                 continue
@@ -101,7 +103,7 @@ def _measured(content: bytes, most: int, size: int) -> tuple[int, str]:
     """Return the pixels of a picture, and words where they are more than allowed; only its header is read.
 
     Args:
-        size: of the model's pictures.
+        size: of the model's pictures, where the shorter side is resized to it; else 0.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
