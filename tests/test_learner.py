@@ -23,6 +23,7 @@ from everclip.data.given import checked, encoded, lines, several, to_test
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.system import progress
+from everclip.updating.versions import rollback
 from tests.learned import coloured
 from tests.pictures import COLOURS, picture
 
@@ -108,10 +109,15 @@ def test_the_version_before_is_found_from_another_folder_or_missed(
     known.update(*pictures(["green"]))
     out.rename(tmp_path / "moved")
     known.save("v3")
-    assert f"{out} has gone: v3 keeps no version to go back to (put it back, and" in caplog.messages[-1]
+    said = (
+        f"{out} has gone: v3 keeps no version to go back to, and lacks 8 images that were kept to learn from"
+    )
+    assert f"{said} (put it back, and" in caplog.messages[-1]
     assert not Path("v3", "before").exists()
     (tmp_path / "moved").rename(out)
     assert is_version(known.save("v4") / "before")
+    kept = [len(everclip.Learner.load(name)._state.exemplars) for name in ("v3", "v4")]
+    assert kept[0] < kept[1] == len(known._state.exemplars)
 
 
 def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
@@ -133,13 +139,58 @@ def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
     found, labels = rows(["c"])
     again.learn(features=found, labels=labels)
     before = again.predict_proba(features=found)
-    shutil.rmtree(second)
+    second.rename(tmp_path / "moved")
     last = everclip.Learner.load(again.save(tmp_path / "v3"), progress=False)
     assert "and lacks 8 images that were kept to learn from (put it back" in caplog.text
     assert last.classes == ["a", "b", "c"]
     np.testing.assert_array_equal(last.predict_proba(features=found), before)
     assert set(last._state.exemplars.labels) == set(last._state.checks.labels) == {2}
     assert last.learn(features=rows(["d"])[0], labels=["d"] * 12).classes == ["a", "b", "c", "d"]
+    with pytest.raises(UserError, match="or the one before it had gone"):
+        rollback(tmp_path / "v3")
+    (tmp_path / "moved").rename(second)
+    again.save(tmp_path / "v4")
+    for folder, kept in (("v3", 4), ("v4", 12)):  # the verdict counts what was written
+        verdict = json.loads((tmp_path / folder / "verdict.json").read_text())
+        assert verdict["memory"]["exemplars"] + verdict["memory"]["checks"] == kept
+        assert verdict["memory"]["bytes"] == 32 * kept
+        assert (
+            f"{verdict['memory']['exemplars']} exemplars" in (tmp_path / folder / "verdict.html").read_text()
+        )
+
+
+def test_an_earlier_version_may_go_once_a_later_one_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def learn(learner: everclip.Learner, name: str) -> None:
+        found, labels = rows([name])
+        learner.learn(features=found, labels=labels)
+
+    first = everclip.Learner("features:8", progress=False, exemplars=4)
+    learn(first, "a")
+    first.save(tmp_path / "v1")
+    (learner, other) = (everclip.Learner(str(tmp_path / "v1"), progress=False, exemplars=4) for _ in range(2))
+    for name in "bc":
+        learn(learner, name)
+        learn(other, name)
+        if name == "b":
+            learner.save(tmp_path / "v2")
+    (tmp_path / "v1").rename(tmp_path / "moved")
+    learner.save(tmp_path / "v3")
+    shutil.rmtree(tmp_path / "v2")
+    learner.save(tmp_path / "v4")  # the same version again, without the one before
+    assert [text for text in caplog.messages if "lacks" in text or "cannot be read" in text] == []
+    (tmp_path / "moved").rename(tmp_path / "v1")
+    learn(learner, "d")
+    learn(other, "d")
+    for mine, others in (
+        (learner._state.exemplars, other._state.exemplars),
+        (learner._state.checks, other._state.checks),
+    ):
+        np.testing.assert_array_equal(mine.ids, others.ids)
+        np.testing.assert_array_equal(mine.labels, others.labels)
+    found, _ = rows(["a", "b", "c", "d"], 1)
+    np.testing.assert_array_equal(learner.predict_proba(features=found), other.predict_proba(features=found))
 
 
 def test_the_callers_random_state_stays(toy: str, tmp_path: Path) -> None:

@@ -253,7 +253,11 @@ class Learner:
                 raise UserError("nothing was learned yet: call learn(images, labels) before save")
             before, outcome = self._saved
             with on_disk(path), claimed(path):
-                self._on_disk = write_next(outcome, before, path)
+                written = write_next(outcome, before, path)
+            # the version that its images lay in until now may go
+            self._state = replace(self._state, exemplars=written.exemplars, checks=written.checks)
+            self._saved = before, replace(outcome, state=self._state)
+            self._on_disk = written
         return path
 
     @classmethod

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from everclip.data.formats.features import FeatureStore
-from everclip.data.gathered import Archive, Encoded, alone, gather
+from everclip.data.gathered import Archive, Encoded, alone, gather, moved
 from everclip.data.images import FileStore, ImageSet, Store, content_id
 from everclip.data.sources.cifar100 import CifarStore
 from everclip.data.sources.joined import JoinedStore
@@ -59,6 +59,21 @@ def test_what_others_hold_is_freed() -> None:
     assert images.store.read(0) == b"three"
     assert list(images.store.keys) == ["b/y"]
     assert images.rows.tolist() == [0]
+
+
+def test_images_in_files_may_move_and_those_in_memory_stay(tmp_path: Path) -> None:
+    for folder, content in (("old", b"one"), ("new", b"one"), ("new", b"two")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{content.decode()}.png").write_bytes(content)
+    keys = ["one.png", "two.png"]
+    (files, memory), _ = gather([table(FileStore(tmp_path / "old", keys)), table(Encoded(["x"], [b"two"]))])
+    images, to = alone(files + memory), table(FileStore(tmp_path / "new", keys))
+    found = moved(images, to)
+    for folder, gone in (("old", "one.png"), ("new", "two.png")):
+        (tmp_path / folder / gone).unlink()
+    assert [found.store.read(row) for row in found.rows.tolist()] == [b"one", b"two"]
+    assert found.ids.tolist() == images.ids.tolist()
+    assert moved(images, to.select(np.array([0]))) is images
 
 
 @pytest.mark.parametrize(

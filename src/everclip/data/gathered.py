@@ -121,6 +121,17 @@ def alone(images: ImageSet) -> ImageSet:
     return replace(images, store=Gathered([images]), rows=rows, captions=None)
 
 
+def moved(images: ImageSet, to: ImageSet) -> ImageSet:
+    """Return images as they lie in ``to``, in the same order. Those in main memory stay there, and all stay where they
+    are if ``to`` lacks some."""
+    if len(images) != len(to):
+        return images
+    store = Gathered([images, to])
+    rows = np.arange(len(images), dtype=np.int64)
+    elsewhere = np.array([not isinstance(store.alone(row)[0], Encoded) for row in rows.tolist()], dtype=bool)
+    return replace(images, store=store, rows=rows + len(images) * elsewhere, captions=None)
+
+
 def gather(sets: Sequence[ImageSet], conflicts: bool = False) -> tuple[list[ImageSet], dict[str, str]]:
     """Return the sets on one store, so that they can be added, with ids of their images' content and without captions.
 

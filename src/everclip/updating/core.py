@@ -175,11 +175,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
             "new": list(pictures.known.names[old:]),
             "again": [names[label] for label in pictures.labels if label < old],
         },
-        "memory": {
-            "exemplars": len(after.exemplars),
-            "checks": len(after.checks),
-            "bytes": after.exemplars.nbytes() + after.checks.nbytes(),
-        },
+        "memory": after.memory,
         "skipped_images": pictures.skipped,
         "seconds": round(time.perf_counter() - begin, 1),
     }

@@ -140,6 +140,12 @@ class State:
         return bool(self.record.get(FROZEN_TRAINED, not first.startswith(("update ", "asked for"))))
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Numbers of the images that are kept, and their bytes, for the verdict."""
+        size = self.exemplars.nbytes() + self.checks.nbytes()
+        return {"exemplars": len(self.exemplars), "checks": len(self.checks), "bytes": size}
+
+    @property
     def encoder(self) -> Clip:
         """The model in use."""
         return self.frozen if self.model is None else self.model.encoder
@@ -159,7 +165,7 @@ def read(folder: Path) -> State:
             weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
             for name in (FROZEN, TUNED)
         )
-        exemplars, checks = _read_images(folder, None if clip.image_size else clip.blank().shape[1])
+        exemplars, checks = read_images(folder, clip)
         sums = Sums.load(folder / SUMS)
         tasks = tuple(CardTask.model_validate(task) for task in record["tasks"])
         known = Known(model.names, tasks, model.templates, record["base"])
@@ -287,13 +293,14 @@ def _write_images(state: State, where: Path) -> None:
     (where / LIST).write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
 
 
-def _read_images(folder: Path, width: int | None) -> tuple[ImageSet, ImageSet]:
-    """Return exemplars and check images; ``width`` as in ``Store``."""
+def read_images(folder: Path, clip: Clip) -> tuple[ImageSet, ImageSet]:
+    """Return exemplars and check images of the version in a folder, as its model ``clip`` takes them."""
     rows = read_json(folder / LIST)["rows"]
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
             raise ValueError(f"a row of {LIST} is none")
     # opened when an image is needed: the current folder may then be another
+    width = None if clip.image_size else clip.blank().shape[1]
     store = Archive((folder / IMAGES).absolute(), [row[0] for row in rows], width)
     places = np.arange(len(rows), dtype=np.int64)
     labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from everclip.data.gathered import gather
+from everclip.data.gathered import gather, moved
 from everclip.errors import UserError
 from everclip.inference.learned import check_version
 from everclip.inference.model import save
@@ -18,7 +18,7 @@ from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.updating.core import Outcome
-from everclip.updating.state import State, write
+from everclip.updating.state import State, read_images, write
 from everclip.updating.verdict import PAGE_FILE, files
 
 log = logging.getLogger("everclip")
@@ -29,41 +29,47 @@ UNDONE = ".undone"
 
 def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     """Commit the next version, with the previous one inside, or with a warning where that has gone. Call it with
-    ``folder`` claimed.
+    ``folder`` claimed. The verdict of ``outcome`` then counts the images that were written.
 
     Returns:
-        the next version as the one before of another: it lies in ``folder``.
+        the next version as the one before of another: it lies in ``folder``, and so do the images that it keeps, but
+        for those in main memory.
 
     Raises:
         UserError: ``folder`` is not empty, or the previous version has changed since the update began.
         OSError: the disk is full or fails.
     """
     source = before.place
-    texts = files(outcome.verdict)
     # several updates may lie between the two, in memory alone
     parent = {"spec": before.spec, "version": before.version}
     after = replace(outcome.state, record={**outcome.state.record, "parent": parent})
-    if before.model is None:  # no class was known: there is nothing to go back to
+    opened = before.model is not None and before.model.identity
+    gone = opened and source is not None and not (source / FILE).is_file()
+    if gone:  # its model alone would be kept, without what it has learned from
+        after = _left(after, before.spec, folder)
+    if "memory" in outcome.verdict:  # not in that of an edit
+        outcome.verdict["memory"] = after.memory
+    texts = files(outcome.verdict)
+    if before.model is None or gone:  # there is nothing to go back to
         write(after, folder, texts, None)
     elif source is not None and _is_model(source) and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
             raise UserError(f"{before.spec} has changed since the update began: update it again")
         write(after, folder, texts, source)
-    elif before.model.identity and source is not None and not (source / FILE).is_file():
-        # its model alone would be kept, without what it has learned from
-        after = _left(after, before.spec, folder)
-        write(after, folder, texts, None)
     else:
         with stage(folder) as scratch:
             save(before.model, scratch)
             write(after, folder, texts, scratch)
     model = after.model
     assert model is not None
+    exemplars, checks = read_images(folder, after.frozen)
     return replace(
         after,
         spec=str(folder),
         place=folder.absolute(),
         model=replace(model, identity=identity(folder)),
+        exemplars=moved(outcome.state.exemplars, exemplars),
+        checks=moved(outcome.state.checks, checks),
     )
 
 
@@ -139,7 +145,10 @@ def _rollback(folder: Path) -> Path:
         checkpoint.verify(folder)
         kept = _before(folder)
     if not kept:
-        raise UserError(f"{folder} keeps no previous version: it is the first, or was already rolled back")
+        raise UserError(
+            f"{folder} keeps no previous version: it is the first, was made by forget or already rolled back,"
+            " or the one before it had gone"
+        )
 
     def put(where: Path) -> None:
         for name, file in kept.items():
