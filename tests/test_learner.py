@@ -19,7 +19,7 @@ from PIL import Image
 import everclip
 from everclip.cli.app import main
 from everclip.data.gathered import Encoded
-from everclip.data.given import checked, encoded, lines, several, to_test
+from everclip.data.given import checked, encoded, lines, named, several, to_test
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.system import progress
@@ -334,6 +334,13 @@ def test_a_number_is_one_class_however_it_is_given(tmp_path: Path) -> None:
     assert learner.classes == ["1", "0.5", "2", "3.0"]
     learner.learn(features=found + 3, labels=np.full(8, 3.0))  # as an earlier release called it
     assert learner.partial_fit(features=found + 4, labels=[3.0] * 8).classes == ["1", "0.5", "2", "3.0"]
+    learner.learn(features=found + 5, labels=np.full(8, 3))
+    assert learner.classes == ["1", "0.5", "2", "3.0"]
+    learner.partial_fit(features=found + 6, labels=["4.0"] * 8)  # waits
+    assert learner.partial_fit(features=found + 7, labels=[4, 4.0] * 4).classes[4:] == ["4.0"]
+    verdict = learner.update(features=found + 8, labels=["5.0"] * 8, test=(found + 10, [5, 5.0] * 4))
+    assert verdict["test"]["images"] == 8
+    assert named([1, 1.0, True], ("label", "labels"), "names", ["1", "1.0"]) == ["1", "1.0", "True"]
 
 
 def test_two_spellings_in_one_batch_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

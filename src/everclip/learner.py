@@ -151,7 +151,7 @@ class Learner:
             self._catch_up()
             known = self._state.known.names
             new = to_learn(self._given(images, features), labels, self._width, known)
-            held = None if test is None else to_test(test, self._width, known)
+            held = None if test is None else to_test(test, self._width, (*known, *new.class_names))
             return self._learn(new, held, replace(self._options, **_limit(max_drop)))
 
     def partial_fit(
@@ -169,9 +169,9 @@ class Learner:
         given = self._given(images, features)
         if isinstance(given, Dataset):
             raise UserError("partial_fit takes images and their labels: a Dataset goes to learn or update")
-        batch = pairs(given, labels, self._width, self._state.known.names)
         with self._lock:
-            self._waiting = [*self._waiting, *batch]
+            known = (*self._state.known.names, *(name for _, name in self._waiting))
+            self._waiting = [*self._waiting, *pairs(given, labels, self._width, known)]
             if len(self._waiting) >= ENOUGH:
                 self._catch_up()
         return self

@@ -191,8 +191,8 @@ def checked(images: Any, labels: Any, known: Collection[str] = ()) -> list[str]:
 
 
 def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str] = ()) -> list[str]:
-    """Return texts or numbers as names. A whole number has one name, however it is given: 1.0 is "1", unless "1.0" is
-    among the names ``known``.
+    """Return texts or numbers as names. A whole number has one name, however it is given: 1 and 1.0 are "1", or "1.0"
+    where that alone is among the names ``known``; where both names are, each is its own.
 
     Args:
         kind: what one of them is called, and all.
@@ -204,15 +204,19 @@ def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str
     if isinstance(values, str) or not np.iterable(values):
         what = "text" if isinstance(values, str) else type(values).__name__
         raise UserError(f"{kind[1]} is one {what}, {shown(str(values))}: give a list, {wanted}")
-    names = []
+    names, known = list[str](), {*known}
     for number, value in enumerate(values):
         value = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
         missing = not isinstance(value, str) and str(value) in ("None", "nan", "NaT", "<NA>")
         if missing or isinstance(value, _NO_NAMES):
             what = "missing" if missing else f"a {type(value).__name__}"
             raise UserError(f"{kind[0]} {number} is {what}: give {wanted}")
-        whole = isinstance(value, float | np.floating) and value.is_integer() and str(value) not in known
-        names.append(str(int(value)) if whole else str(value).strip())
+        name = str(value).strip()
+        if name not in known and isinstance(value, float | np.floating) and value.is_integer():
+            name = str(int(value))
+        elif name not in known and isinstance(value, int | np.integer) and f"{name}.0" in known:
+            name = f"{name}.0"
+        names.append(name)
     return names
 
 
