@@ -8,6 +8,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from everclip.data.gathered import Encoded
 from everclip.data.given import checked, encoded, lines, named, several, to_test
 from everclip.errors import UserError, check_range
 from everclip.inference.learned import is_version
+from everclip.seeding import unchanged
 from everclip.system import progress
 from everclip.updating.versions import rollback
 from tests.learned import coloured
@@ -200,6 +202,28 @@ def test_the_callers_random_state_stays(toy: str, tmp_path: Path) -> None:
     learner.learn(images, labels).update(*pictures(["blue"]))
     learner.partial_fit(*pictures(["green"])).predict(images)
     everclip.Learner.load(learner.save(tmp_path / "v1"), progress=False).embed(images)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_the_callers_random_state_stays_when_threads_learn_at_once() -> None:
+    state = torch.get_rng_state()
+    first, second, alone = Event(), Event(), Event()
+
+    def leave_last() -> None:
+        assert first.wait(60)
+        with unchanged():
+            torch.manual_seed(2)
+            second.set()
+            assert alone.wait(60)
+
+    with ThreadPoolExecutor(1) as threads:
+        last = threads.submit(leave_last)
+        with unchanged():
+            torch.manual_seed(1)
+            first.set()
+            assert second.wait(60)
+        alone.set()
+        last.result()
     assert torch.get_rng_state().equal(state)
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import numpy as np
+
+_lock, _inside, _kept = Lock(), 0, ExitStack()
 
 
 def hash64(*parts: object) -> int:
@@ -26,9 +29,20 @@ def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Leave torch's random state, which is the caller's own, as it was."""
+    """Leave torch's random state, which is the caller's own and that of all threads, as it was: where several threads
+    are in such a block at once, as it was before the first, once the last has left."""
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    global _inside
+    with _lock:
+        if not _inside:
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+            _kept.enter_context(torch.random.fork_rng(devices))
+        _inside += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _kept.close()
