@@ -555,6 +555,8 @@ def test_a_copy_learns_alone() -> None:
     learner = everclip.Learner("features:8", progress=False)
     found, labels = rows(["a", "b"])
     learner.partial_fit(features=found, labels=labels)
+    assert copy.copy(learner)._lock is learner._lock  # they have the same towers
+    assert copy.deepcopy(learner)._lock is not learner._lock
     for other in (copy.copy(learner), copy.deepcopy(learner)):
         more, names = rows(["c"])
         other.partial_fit(features=more, labels=names)

@@ -95,10 +95,15 @@ class Learner:
         self._lock = RLock()  # answers take it too: they and learning listen to the layers of the same towers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}  # which cannot be copied
+        return {**vars(self), "_lock": None}  # which cannot be copied deeply, or stored
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=RLock())
+
+    def __copy__(self) -> Learner:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))  # with the lock, as both have the same towers
+        return made
 
     @property
     def classes(self) -> list[str]:
