@@ -528,7 +528,12 @@ def test_a_version_that_took_the_place_of_another_is_not_learned_from(tmp_path: 
         UserError, match=r"v2.images\.zip has changed since it was opened: load the model again"
     ):
         stale.learn(features=more, labels=names)
-    assert stale.classes == ["a", "b", "c"]
+    stale.partial_fit(features=more, labels=names)
+    with pytest.raises(UserError, match=r"load the model again.*; the last 12 images of partial_fit wait"):
+        stale.predict(features=more)
+    (tmp_path / "v2").rename(tmp_path / "v1b")
+    (tmp_path / "v2.undone").rename(tmp_path / "v2")
+    assert stale.classes == ["a", "b", "c", "d"]
 
 
 def test_threads_wait_for_each_other(tmp_path: Path) -> None:

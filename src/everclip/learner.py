@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from everclip.data.gathered import Replaced
 from everclip.data.given import dataset, either, lines, named, pairs, several, to_learn, to_test, whole
 from everclip.data.images import Dataset
 from everclip.errors import UserError
@@ -303,6 +304,9 @@ class Learner:
             new = dataset(self._waiting, self._width)
             try:
                 self._learn(new, None, replace(self._options, **_limit(None)))
+            except Replaced as error:  # not for these images
+                waiting = f"the last {len(self._waiting)} images of partial_fit wait until it is back"
+                raise UserError(f"{error}; {waiting}, and a model loaded anew needs them again") from error
             except UserError as error:  # it would be raised each time: these images go
                 what = f"none of the last {len(self._waiting)} images of partial_fit was learned"
                 self._waiting = []

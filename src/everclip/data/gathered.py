@@ -17,6 +17,10 @@ from everclip.data.images import MOST_BYTES, ImageSet, Store, content_id
 from everclip.errors import UserError
 
 
+class Replaced(UserError):
+    """Another archive has taken the place of the one that was opened."""
+
+
 class Encoded(Store):
     """Encoded images, or features, in main memory."""
 
@@ -38,8 +42,7 @@ class Encoded(Store):
 class Archive(Store):
     """Files that lie uncompressed in a zip archive, which is open only while one is read.
 
-    Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing; later, UserError
-    where another archive has taken its place.
+    Raises OSError or zipfile.BadZipFile where it cannot be read, KeyError where a file is missing; later, Replaced.
     """
 
     def __init__(self, path: Path, keys: Sequence[str], width: int | None = None) -> None:
@@ -63,7 +66,7 @@ class Archive(Store):
             file.seek(start)
             content = file.read(size)
         if (len(content), zlib.crc32(content)) != self._stamps[row]:
-            raise UserError(
+            raise Replaced(
                 f"{self._path} has changed since it was opened: load the model again, or repeat the command"
             )
         return content
