@@ -270,6 +270,8 @@ def test_a_dataset_has_its_own_labels(learner: everclip.Learner, tmp_path: Path)
     assert len(learner.predict(found)) == 12
     with pytest.raises(UserError, match="its own labels"):
         learner.learn(found, ["blue"])
+    with pytest.raises(UserError, match=r"test is no pair .* or a Dataset"):
+        to_test((found, None), None)
 
 
 def test_a_stream_is_learned_when_it_is_asked(learner: everclip.Learner) -> None:
@@ -367,10 +369,17 @@ def test_a_number_is_one_class_however_it_is_given(tmp_path: Path) -> None:
     assert named([1, 1.0, True], ("label", "labels"), "names", ["1", "1.0"]) == ["1", "1.0", "True"]
 
 
-def test_two_spellings_in_one_batch_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_spellings_in_one_batch_are_warned_of(
+    learner: everclip.Learner, caplog: pytest.LogCaptureFixture
+) -> None:
     found, labels = rows(["a", "A", "b"])
-    learner = everclip.Learner("features:8", progress=False)
-    assert learner.partial_fit(features=found, labels=labels).classes == ["a", "A", "b"]
+    of_rows = everclip.Learner("features:8", progress=False)  # which has no text tower
+    assert of_rows.partial_fit(features=found, labels=labels).classes == ["a", "A", "b"]
+    images, _ = pictures(["red", "black", "white"])
+    names = [name for name in ("a", "A", "b") for _ in range(6)]
+    learner.partial_fit(images[:6], names[:6])
+    assert learner.partial_fit(images[6:], names[6:]).classes == ["a", "A", "b"]
+    learner.update(*pictures(["blue"]), test=(pictures(["red", "black", "white"], 5000)[0], names))
     (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert 'read the classes "a" and "A" alike: rename one' in said
 

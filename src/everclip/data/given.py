@@ -87,12 +87,12 @@ def to_test(test: Any, width: int | None, known: Collection[str] = ()) -> Datase
     for what is neither."""
     if isinstance(test, Dataset):
         return test
-    if not isinstance(test, tuple | list) or len(test) != 2:
+    if not isinstance(test, tuple | list) or len(test) != 2 or isinstance(test[0], Dataset):
         raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
     images, labels = test
     if width is None:
         several(images)
-    found = to_learn(images, labels, width, known)
+    found = _dataset(pairs(images, labels, width, known), width)
     return replace(found, train=found.test, test=found.train)
 
 
@@ -221,10 +221,17 @@ def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str
 
 
 def dataset(images: Sequence[tuple[bytes, str]], width: int | None) -> Dataset:
-    """Return ``pairs`` as a data set to learn; ``width`` as in ``table``. Warns of names that are spelt alike."""
+    """Return ``pairs`` as a data set to learn; ``width`` as in ``table``. Warns of names that text towers do not tell
+    apart."""
+    found = _dataset(images, width)
+    if width is None:
+        warn_of_alike(found.class_names)
+    return found
+
+
+def _dataset(images: Sequence[tuple[bytes, str]], width: int | None) -> Dataset:
     contents, names = zip(*images, strict=True)
     label_of = {name: label for label, name in enumerate(dict.fromkeys(names))}
-    warn_of_alike([*label_of])
     given = table(contents, [label_of[name] for name in names], width)
     nothing = given.select(np.zeros(0, dtype=np.int64))
     return Dataset("the images", tuple(label_of), ("",), given, nothing, (PHOTO,))
