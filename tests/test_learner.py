@@ -238,7 +238,7 @@ def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
     assert learner.predict(mixed, unknown_at="50%") == found
     with pytest.raises(UserError, match="a rate of 1 % needs 99 held-out images of known classes, 75 more"):
         learner.predict(images, unknown_at=0.01)
-    for wrong, shown in ((5, "5"), ("5", '"5"'), ("5%%", '"5%%"'), ("much", '"much"')):
+    for wrong, shown in ((5, "5"), (10**400, "10+..."), ("5", '"5"'), ("5%%", '"5%%"'), ("much", '"much"')):
         with pytest.raises(UserError, match=f"unknown_at is {shown}: use a rate of false alarms above 0"):
             learner.predict(images, unknown_at=wrong)
 

@@ -130,7 +130,7 @@ def read_rate(rate: Any, given: str) -> float:
     number, percent, rest = rate.strip().partition("%") if isinstance(rate, str) else (rate, "", "")
     try:
         found = float(number) / (100 if percent else 1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = 0.0
     if rest or not 0 < found < 1:
         raise UserError(f"{given}: use a rate of false alarms above 0 and below 1, such as 5% or 0.05")
