@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
 def build(config: Config, prompts: Prompts) -> Method:
     """Return the config's method, ready for its first task.
 
-    Raises UserError: an unknown method or option, or one that reads class embeddings where no text tower gives them.
+    Raises UserError: an unknown method or option, or one that needs class embeddings where there is no text tower.
     """
     method = method_class(config.method.name).create(method_config(config), prompts)
     if method.capabilities.needs_text and not prompts.templates:
@@ -89,7 +89,7 @@ def method_of(config: Config) -> Method:
 
 
 def memory_policy(config: Config, method: Method) -> Policy:
-    """Return the config's memory policy, or the method's own where that says ``method``.
+    """Return the config's memory policy, or the method's own if it is ``method``.
 
     Raises UserError: an unknown policy or option, or a value that is not allowed.
     """
@@ -114,7 +114,7 @@ def unpaired(config: Config, method: Method) -> str:
 
 
 def lacking(config: Config, method: Method) -> str:
-    """Return what a resolved config lacks for its method to have a defined form, as a message; else empty."""
+    """Return what a resolved config lacks for its method to be defined, as a message; empty if nothing."""
     settings, memory = config.scenario, config.memory
     tasks = settings.tasks if isinstance(settings.tasks, int) else len(settings.tasks)
     alone = method.capabilities.one_task or tasks == 1 or scenario_class(settings.kind).every_class

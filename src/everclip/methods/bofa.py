@@ -1,23 +1,23 @@
 """Only the image tower's projection learns, in directions that old tasks left free (BOFA, Li et al. 2026).
 
     z = unit( W x ),   p_k = (1 - mix) e_k + mix v_k,   v_k = unit( W0 mu_k )         loss = CE( scale <z, p_k> )
-    free    W moves anywhere, from where the last task's free phase left it: what its safe phase moved is not in it
+    free    W moves in any direction, from where the last task's free phase left it (its safe phase does not count)
     safe    (from the second task on)  A = the `rank` directions in which M is smallest,  B = (W - W0) A,
             W = W0 + B A' and B alone trains
     M       = mean over earlier tasks of X'X / (n - 1) + 1e-4 I
     after   W_f = mean over tasks of the W that each has left;   score = rule g + (1 - rule) <unit( W_f x ), p_k>
 
 x is what the tower projects, W0 its own projection, mu_k the mean of x over class k, g the scores of
-methods/shared/gaussian.py. The code has the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
-outweighs the cosines at its weight of 0.1. In the paper, known from notes on it, M is the sum of all X'X
-(`moments=sum`) and v_k follows W (`visual=current`). Both choose the mix by a grid on training images; here it is an
-option to search. Their linear heads on x, which do not touch W, are left out, and so is what the paper does with them.
-The loss runs over `classes`: those with images now (in the code, all seen).
+methods/shared/gaussian.py. The code uses the scale's logarithm, 4.6, in place of the scale (`scale=log`), and g
+outweighs the cosines even at a weight of 0.1. In the paper, which we know only from notes on it, M is the sum of all
+X'X (`moments=sum`) and v_k follows W (`visual=current`). Both choose the mix by a grid on training images; here it is
+an option to search. Their linear heads on x, which do not touch W, are left out, and with them what the paper does with
+these heads. The loss runs over `classes`: those with images now (in the code, all seen).
 
     Parameters  d x w projection; then rank x d
     State       the sum of projections, a w x w sum (fp64), the rule's w x w sums, two sums per class
-    Passes      1 of the image tower, without gradient; one epoch more for the means
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Passes      1 of the image tower, without gradient; one more epoch for the means
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2511.11421
 """
@@ -101,7 +101,7 @@ class Bofa(Projected):
         return self.first + self.moved @ self._basis.T if phase == SAFE else self.weight
 
     def mixed(self, text: Float[Tensor, "c d"], weight: Float[Tensor, "d w"]) -> Float[Tensor, "c d"]:
-        """Return p of the classes seen; of one without images its embedding."""
+        """Return p of the classes seen; for a class without images its embedding."""
         means, mix = self.prototypes(), self.config.mix
         used = self.first if self.config.visual == "first" else weight.detach()
         visual = self.project(means, used)

@@ -3,21 +3,21 @@
     L   = task loss + w L_D
     L_D = 1/2 [ NCE( g(z), z* ) + NCE( z*, g(z) ) ],    NCE(a, b) = mean_i -log softmax_j( <a_i, b_j>/tau_distill )_i
 
-over two views of B images, 2B rows in all, with z their projections now, z* those by the frozen model that the task
-before left, g the predictor, and z* and what g gives at unit length; L_D starts with the second task. The task loss is
+over two views of B images, 2B rows in all, with z their current projections, z* those of the frozen model of the task
+before, and g the predictor; z* and the outputs of g have unit length. L_D starts with the second task. The task loss is
 the contrast of classes (SupCon), of images (SimCLR), or SogCLR's:
 
     F = mean_i [ -2 <a_i, b_i> + tau log u1_i + tau log u2_i ]
     u1_i = (1 - gamma) u_i + gamma mean_n exp( <a_i, n>/tau ),    u2_i with b_i
 
 with a, b the two views, n both views of the other images, and u_i = (u1_i + u2_i)/2 kept per image. No exemplars are
-kept. A linear probe is learned on the frozen features of the task's images, which serves domains that share their
+kept. A linear probe is learned on the frozen features of the task's images, which suits domains that share their
 classes; `method.probe=mixed` keeps exemplars for the probe alone.
 
     Parameters  a projector and a predictor of two layers each; a linear head
     State       projector, predictor, head; one moving average (fp32) per exemplar with sogclr and method.probe=mixed
     Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
-    Exemplars   none; method.probe=mixed learns the probe on it
+    Exemplars   none; method.probe=mixed learns the probe on them too
 
 Paper: https://arxiv.org/abs/2112.04215
 """
@@ -68,7 +68,7 @@ class Cassle(TwoViews):
         self.predictor: nn.Module = nn.Identity()
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """Make the predictor with the projector, or again at each task where it starts anew."""
+        """Make the predictor together with the projector, or anew for each task with ``predictor=fresh``."""
         first = not self.head.labels
         super().grow(clip, task)
         if self.config.predictor == "fresh" or (first and self.config.predictor == "kept"):

@@ -6,18 +6,18 @@
     q_i  = softmax_{k old}( <c_k, z_i>/tau_student ),    q*_i = softmax_{k old}( <c*_k, z*_i>/tau_teacher )
 
 with z the unit-length projections of the image features, c_k one prototype per class, made unit length after each step,
-n_g the exemplars of j's class in the batch, and stars those of the frozen model that the task before left; the second
-term starts with the second task. Then a linear probe is learned. After a task each image scores s_j, the mean over the
-other classes k of its fraction of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and
-p_j is s_j over the sum of its class, so that weighted exemplars estimate the sum over all that they were drawn from.
+n_g the exemplars of j's class in the batch, and stars for the frozen model of the task before; the second term starts
+with the second task. Then a linear probe is learned. After a task each image scores s_j, the mean over the other
+classes k of its fraction of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and p_j is
+s_j over the sum of its class, so that weighted exemplars estimate the sum over all that they were drawn from.
 
-Where a class comes again in another domain, exemplars are drawn, counted and weighted by class and domain (ours). An
+Where a class recurs in another domain, exemplars are drawn, counted and weighted by class and domain (ours). An
 exemplar that was not drawn by score (`memory.policy=random`, `memory.budget=all`) has v = 1.
 
     Parameters  a projector of two layers, a prototype per class; a linear head
     State       these, and one probability (fp32) per exemplar
     Passes      1 of the image tower, 1 of its frozen copy after the first task; 1 for the probe, 1 for scores
-    Exemplars   trains on exemplars beside new images; chooses them by score
+    Exemplars   trains on exemplars and new images; chooses them by score
 
 Paper: https://arxiv.org/abs/2403.04599
 """
@@ -91,7 +91,7 @@ class Cclis(Represent):
             yield self.prototypes
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """Append the prototypes of new classes, old ones stay in front."""
+        """Append the prototypes of new classes; old ones stay in front."""
         self._known = len(self.head.labels)
         super().grow(clip, task)
         if new := self.head.labels[self._known :]:

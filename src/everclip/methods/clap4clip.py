@@ -5,20 +5,20 @@
     loss = CE( scores of each draw, y ) + kl_weight sum_dim mean_k KL( N(mu, sigma) || N(0, 1) )
            + apart CE( Q, diagonal ),    Q[k, k'] = mean_l <F[k, l], r[k']>          F unit-length text of template l
 
-V is a layer of a transformer's decoder: classes are its queries, which attend to each other within their task, and the
-batch's images keys and values. mu_j starts at M'M / d and sigma_j at D'D / d, with M and D the mean and the variance of
-F over templates (0 of one template). The last two terms run over the task's own classes; in a second phase, of a task
-with exemplars, all mu and sigma train on batches of equally many images of each class at `balance_lr`, V stays, and
-these terms run over all classes.
+V is a transformer decoder layer: its queries are the classes, which attend to each other within their task, its keys
+and values the batch's images. mu_j starts at M'M / d and sigma_j at D'D / d, with M and D the mean and the variance of
+F over templates (0 for a single template). The last two terms run over the task's own classes. In a second phase, for
+tasks with exemplars, all mu and sigma train at `balance_lr` on batches of equally many images of each class, V stays
+fixed, and these terms run over all classes.
 
-At test V sees in the code the whole batch, whose images are of one task (`test=batch`); by default each image alone
-(ours). The mean over draws is taken exactly, r = mu. A class of several tasks has the mean of its heads' scores (ours).
-CE runs over `classes`: those with images now, which are all those seen where each has exemplars.
+At test time V sees the whole batch in the authors' code, with images of one task (`test=batch`); by default it sees
+each image alone (ours). The mean over draws is taken exactly, r = mu. A class of several tasks gets the mean of its
+heads' scores (ours). CE runs over `classes`: those with images now, which are all classes seen if each has exemplars.
 
     Parameters  the decoder's layer (4.2 million at d = 512); two d x d layers per task
     State       these: 17 MB and 2.1 MB per task (fp32) at d = 512
     Passes      1 of the image tower, without gradient
-    Exemplars   trains on exemplars beside new images, and on them again in a second phase
+    Exemplars   trains on exemplars and new images, and on them again in a second phase
 
 Paper: https://arxiv.org/abs/2403.19137
 """
@@ -77,7 +77,7 @@ class Clap4clip(Frozen):
         )
 
     def widen(self, clip: Clip, task: Task) -> None:
-        """Make the task's mu and sigma, which start at what the templates say of the classes seen."""
+        """Make the task's mu and sigma, initialised from the templates of the classes seen."""
         rows = self.per_template(clip)
         spread = rows.var(1) if rows.shape[1] > 1 else torch.zeros_like(rows[:, 0])
         self.heads.grow(task.classes, rows.mean(1), spread)
@@ -102,7 +102,7 @@ class Clap4clip(Frozen):
             yield from (*self.decoder.parameters(), *self.heads.newest().parameters())
 
     def adapted(self, z: Float[Tensor, "n m d"], text: Float[Tensor, "c d"]) -> Float[Tensor, "n h d"]:
-        """Return u of each head, for each of ``n`` groups of images that V sees; ``text`` is that of ``seen``."""
+        """Return u of each head, for ``n`` groups of images that V sees; ``text`` has the embeddings of ``seen``."""
         tasks = torch.tensor(self.heads.tasks, device=z.device)
         queries = text[self.places(torch.tensor(self.heads.labels))].expand(len(z), -1, -1)
         return queries + self.decoder(queries, z, tgt_mask=tasks[:, None] != tasks)

@@ -3,16 +3,17 @@
     softmax   mean of the cross-entropies image -> caption and caption -> image over the batch, at the learned scale
     sigmoid   - (1/B) sum_ij log sigmoid( y_ij (t s(i,j) + b) ),   y_ij = 1 where i = j, else -1
 
-Both towers and the logit scale are trained; every other pair of the batch is a negative, of the same class too, as in
-FLYP. The first is equal to GCL with gamma = 1 and the pair itself among its negatives, up to a factor of 2 tau. The
-second judges each pair by itself, with a scale t and a bias b that are learned at train.lr_head. They begin at 10 and
--10 as in the paper, which trains from nothing, or where a model with a bias has them. A model that was trained with a
-softmax needs others: at these, pairs are pulled together long before others are pushed apart, so tune method.scale.
+Both towers and the logit scale are trained; every other pair of the batch is a negative, even one of the same class, as
+in FLYP. The first equals GCL with gamma = 1 and the pair itself among its negatives, up to a factor of 2 tau. The
+second judges each pair by itself, with a scale t and a bias b that are learned at train.lr_head. They start at 10 and
+-10, as in the paper, which trains from scratch, or at the model's own values if it has a bias. A model trained with a
+softmax needs other values: with these, pairs are pulled together long before others are pushed apart, so tune
+method.scale.
 
     Parameters  none; with objective=sigmoid two numbers
     State       none; with objective=sigmoid these
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2212.00638, sigmoid https://arxiv.org/abs/2303.15343
 """

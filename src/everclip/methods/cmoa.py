@@ -6,9 +6,10 @@
     L = CE over the classes + w_s L_s + w_c L_c
 
 L_s (`separate`, 0.2 from the second task on in the authors' script) is the mean over adapters and pairs of experts of
-the cosine between their maps. L_c (`contrast`, 1.0 from the third task on) is the cross-entropy of an image's cosines,
-over a temperature, to class means of earlier tasks, for classes that had images then. Both are experimental and off:
-the published code lacks them, so their form is ours. So are the frozen tower, the text classifier and no exemplars.
+the cosine between their maps. L_c (`contrast`, 1.0 from the third task on) is the cross-entropy of an image's cosines
+to class means of earlier tasks, divided by a temperature, for classes that had images then. Both are experimental and
+off: the published code lacks them, so their form is ours. So are the frozen tower, the text classifier and the absence
+of exemplars.
 
     Parameters  two adapters per block (15 thousand each at width 768); a linear head with method.head=linear
     State       these; a class mean (fp32) per class with method.contrast
@@ -130,7 +131,7 @@ class Cmoa(Classify):
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Take the class means of L_c: those of a class that comes again are replaced."""
+        """Compute the class means of L_c; a class that recurs gets a new one."""
         if self.config.contrast == 0:
             return
         met = [(self.features(clip, batch.images).cpu(), batch.labels) for batch in new]

@@ -4,16 +4,16 @@
     l_i = mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ]
     q_i = softmax_{j != i}( <z_i, z_j>/tau_student ),    q*_i = softmax_{j != i}( <z*_i, z*_j>/tau_teacher )
 
-over two views of B images, new and exemplars, with z the unit-length projections of the image features and z* those by
-the frozen model that the task before left; the second term starts with the second task. Exemplars are contrasts and
-positives but no anchors. After each task a linear probe is learned on the frozen features of new images and exemplars,
-classes drawn alike. In place of the contrast of classes there may be one of images, SimCLR or SogCLR. That anchors are
-new images rather than images of new classes is ours: it is the same unless a class comes again in another domain.
+over two views of B images, new and exemplars, with z the unit-length projections of the image features and z* those of
+the frozen model of the task before; the second term starts with the second task. Exemplars are contrasts and positives
+but not anchors. After each task a linear probe is learned on the frozen features of new images and exemplars, with
+classes drawn equally often. SimCLR or SogCLR, which contrast images, can replace the contrast of classes. Taking new
+images as anchors, rather than images of new classes, is ours: it is the same unless a class recurs in another domain.
 
     Parameters  a projector of two layers; a linear head
     State       the projector and the head; one moving average (fp32) per exemplar with method.objective=sogclr
     Passes      2 of the image tower (two views), 2 of its frozen copy after the first task; 1 for the probe
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2106.14413
 """

@@ -7,8 +7,8 @@
 q is the frozen tower's feature of the image, which takes a pass of its own. Each task adds `components` to those of
 earlier tasks, which are frozen. In the code a task's new rows are made orthogonal to all others and there is no
 penalty; the paper, as far as it could be read, has a penalty of 0.1 (`penalty=0.1`). The code splits a hundred
-components among the tasks, whose number it knows; here they grow, ten a task. With classes that come again in another
-domain the head goes over all that the task has (ours). It needs a vision transformer, and reads no text.
+components among the tasks, whose number it knows; here they grow, ten a task. Where classes recur in another domain,
+the loss runs over all classes of the task (ours). It needs a vision transformer, and reads no text.
 
     Parameters  per task and block `components` rows of A, K and 8 of P: 1.5 MB at width 768; a linear head
     State       these of all tasks

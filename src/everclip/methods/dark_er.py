@@ -8,7 +8,7 @@ o* are taken from un-augmented exemplars when their task ends and never again, o
 columns are not compared. beta = 0 is DER, above 0 DER++. m = 1 / tau would be the authors' logits; with CLIP's scale of
 100 their distance dwarfs the CE, so m (`mse_scale`) is 10. Each mean is over the images of its kind in the batch, which
 is drawn from the task and the memory alike; the authors draw as many exemplars as new images, and twice for DER++.
-They store outputs in the course of training. Not der_expand (Yan et al. 2021), which is also called DER.
+They store outputs during training. Not der_expand (Yan et al. 2021), which is also called DER.
 
     Parameters  none; a linear head with method.head=linear
     State       for each exemplar a number (fp32) per class seen, or the feature
@@ -119,6 +119,6 @@ class DarkEr(Classify):
 
 
 def _mean(logits: Float[Tensor, "b c"], target: Tensor, which: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Return the cross-entropy of some images of a batch; 0 where there is none of them."""
+    """Return the cross-entropy of some images of a batch; 0 if there are none."""
     total = functional.cross_entropy(logits[which], target[which], reduction="sum")
     return total / which.sum().clamp(min=1)

@@ -6,18 +6,19 @@
     score = q unit(g) + (1 - q) ( (1 - r) <z, t_k> + r rr_k )
 
 f and e are features as the frozen towers give them; earlier layers are frozen, kept as their sum. g are the scores of
-methods/shared/gaussian.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by
-its exponential (`scale=log`); its second term is the CE, the paper's the cosine (`image_loss`). With one class there is
-no first term (ours), which could only make similarities equal.
+methods/shared/gaussian.py on pooled features. The code multiplies cosines by the logit scale itself, 4.6, not by its
+exponential (`scale=log`); its second term is the CE, the paper's the cosine (`image_loss`). With one class the first
+term, which could only make similarities equal, is left out (ours).
 
-`descriptions` is a JSON file of differences between classes, {"cat": {"dog": ["pointed ears", ...]}}, which the authors
-ask a language model for: CE( <t_k, "cat with pointed ears">, own ) joins the loss, and at test rr_k of the five best
-classes is the mean cosine of the image and three differences from each of the other four. Without it r is 0.
+`descriptions` is a JSON file of differences between classes, {"cat": {"dog": ["pointed ears", ...]}}, for which the
+authors ask a language model: CE( <t_k, "cat with pointed ears">, own ) joins the loss, and at test time rr_k of the
+five best classes is the mean cosine of the image with three differences from each of the other four. Without the file r
+is 0.
 
     Parameters  two d x d layers
     State       these and their sums; a mean per class; w x w sums and a sum per class (fp64), w the pooled width
     Passes      1 of the image tower, 2 with image_weight; without gradient
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2503.08510
 """
@@ -66,7 +67,7 @@ class Engine(ClassMeans, Described):
         super().__init__(config, prompts)
         if config.descriptions is not None:
             self.differences = read_differences(config.descriptions, prompts.names)
-        # noise is put on pictures, which kept features are not
+        # noise needs pictures, not kept features
         self.can(reads="pixels" if config.image_weight else "pooled", shares=not config.image_weight)
         self.image, self.words = Summed(1), Summed(1)
 

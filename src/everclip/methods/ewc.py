@@ -14,15 +14,16 @@ and merged into that of earlier tasks:
     merged      F <- a F + (1 - a) F_new,  a = known classes / all classes (PyCIL), a class counted in each of its tasks
     online      F <- decay F + F_new (Schwarz et al. 2018)
 
-Both towers and the logit scale are held, and with a linear head the image tower and the head's old rows, as far as they
-train; under tune=lora, the weights with their updates. Published without a memory: memory.budget=0, with the CE over
-the new task's classes alone, as in PyCIL; method.classes=seen has all classes. mammoth's lambda is half of ours.
+Both towers and the logit scale are held near their old values, or with a linear head the image tower and the head's old
+rows, as far as they train; under tune=lora, the weights with their updates. Published without a memory:
+memory.budget=0, with the CE over the new task's classes alone, as in PyCIL; method.classes=seen has all classes.
+mammoth's lambda is half of ours.
 
     Parameters  none; a linear head with method.head=linear
     State       two copies (fp32) of what it trains: anchors and Fisher
     Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head; the Fisher
                 takes 1 more per image after the task, one by one unless method.fisher=batch
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/1612.00796
 """
@@ -82,7 +83,7 @@ class Ewc(Kept, Classify):
         @field_validator("fisher", mode="before")
         @classmethod
         def _word(cls, value: object) -> object:
-            """Return the word for what the command line reads as a truth value, a bare ``true``."""
+            """Return ``true`` as a word, since the command line reads a bare ``true`` as a truth value."""
             return "true" if value is True else value
 
     config: Config

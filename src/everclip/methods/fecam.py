@@ -4,15 +4,15 @@
     C_k = correlations of S_k + a1 V1 I + a2 V2 (11' - I)
 
 m_k and S_k are the mean and the unbiased covariance of class k's features, V1 the mean variance and V2 the mean
-covariance of S_k. x has unit length, means are not made so. The authors' scripts for ViTs have a1 = 1 and a2 = 0 on
-CIFAR-100 (the default) and 10 and 10 on ImageNet-R (`shrink=10 shrink_others=10`); their scripts for ResNets take
-square roots of features first, which CLIP's negative ones have not, and shrink twice (`shrinks=2`).
+covariance of S_k. x has unit length; means are not normalised. The authors' scripts for ViTs have a1 = 1 and a2 = 0 on
+CIFAR-100 (the default) and 10 and 10 on ImageNet-R (`shrink=10 shrink_others=10`); their scripts for ResNets first take
+square roots of features, impossible for CLIP's negative ones, and shrink twice (`shrinks=2`).
 
-`covariance=common` is the form with one S, of each task's images about the mean of the task and not of the class, as
-in the code: S <- (a S + b S_task) / (a + b), a and b the classes before and in the task. A class that comes again has
-the mean of all its images and, as in the code, S_k <- (S_k + S_new) / 2 (`again=average`), which depends on the order;
-`again=pooled` is the covariance of all images together. A class of one image has the mean of the others' covariances,
-or I where there is none: ours. A label that was never trained scores -inf.
+`covariance=common` is the form with one S, of each task's images about the mean of the task and not of the class, as in
+the code: S <- (a S + b S_task) / (a + b), with a and b classes before and in the task. A class that recurs has the mean
+of all its images and, as in the code, S_k <- (S_k + S_new) / 2 (`again=average`), which depends on the order;
+`again=pooled` is the covariance of all images together. A class of one image has the mean of the other classes'
+covariances, or I if there is none (ours). A label that was never trained scores -inf.
 
     Parameters  none
     State       a sum of features (fp64), a count and a d x d matrix (fp32) per class: 105 MB per hundred at d = 512
@@ -78,7 +78,7 @@ class Fecam(Kept, Statistics):
         self.add(rows, labels)
 
     def include(self, label: int, rows: Float64[Tensor, "n d"]) -> None:
-        """Take the covariance of a class from the images of a task, which are not in its sum yet."""
+        """Update the covariance of a class with the images of a task, which are not in its sum yet."""
         before, new = int(self.counts[label]), len(rows)
         if self.config.again == "average" or before == 0:
             if new > 1:
@@ -90,7 +90,7 @@ class Fecam(Kept, Statistics):
         self.kept[str(label)] = both.sigma.float()
 
     def keep(self, name: str, sigma: Float64[Tensor, "d d"], share: float) -> None:
-        """Mix a covariance with the one before, if there is one, of which ``share`` stays."""
+        """Mix a covariance with the one kept so far, if any, whose weight is ``share``."""
         old = self.kept.get(name)
         mixed = sigma if old is None else share * old.to(sigma.device) + (1 - share) * sigma
         self.kept[name] = mixed.float()

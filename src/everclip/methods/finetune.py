@@ -12,7 +12,7 @@ Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows ar
     Parameters  none; a linear head with method.head=linear
     State       none
     Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2212.00638
 """

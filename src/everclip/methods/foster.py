@@ -6,17 +6,17 @@
 
 f_new starts as f_old, which is frozen, as is the old head with its scores o_old. w is large for rare classes, so their
 scores are divided by more: w_k ~ (1 - beta) / (1 - beta^n_k) with mean 1 over the n_k images, new and memory, of each
-class. Compression learns from the boosted pair alone, no labels: the student s is the old tower with the old head's
-rows, and it becomes the model's image tower. KD_T is the cross-entropy of softened scores. In the first task there is
-plain cross-entropy. Exemplars are chosen by herding.
+class. Compression learns from the boosted pair alone, without labels: the student s is the old tower with the old
+head's rows, and it becomes the model's image tower. KD_T is the cross-entropy of softened scores. In the first task
+there is plain cross-entropy. Exemplars are chosen by herding.
 
-Ours: unit-length features and the logit scale; n_k counted, and w = w' = 1 where a class seen has no image. Where
-domains come instead of classes all scores are old ones, and both phases are the same.
+Ours: unit-length features and the logit scale; n_k counted, and w = w' = 1 where a class seen has no image. Where tasks
+bring domains instead of classes, all scores are old ones and both phases stay the same.
 
     Parameters  a linear head; from the second task on two more, for boosting
     State       the heads
     Passes      1 of the image tower, and after the first task 1 of a frozen copy (boosting) and 2 (compression)
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2204.04662
 """
@@ -106,7 +106,7 @@ class Foster(Method):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Count the images of each class, and keep the tower as it is."""
         counts = torch.tensor([int(np.sum(train.labels == label)) for label in self.head.labels])
-        # One class without an image would have nearly all of the weight, and those with images none.
+        # One class without an image would take nearly all of the weight, and leave those with images none.
         alike = self.config.absent == "alike" and not counts.all()
         boost, compress = self.config.beta_boost, self.config.beta_compress
         betas = (0.0, 0.0) if alike else (boost, boost if compress is None else compress)
@@ -117,7 +117,7 @@ class Foster(Method):
             self._start = copy.deepcopy(clip.model.visual.state_dict())
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Set the boosted tower aside before compression, and make the image tower the old one again."""
+        """Set the boosted tower aside before compression, and restore the old image tower."""
         if phase.name == "compress":
             self._towers = (*self._towers, clip.copy_tower())
             clip.model.visual.load_state_dict(self._start)
@@ -159,7 +159,7 @@ class Foster(Method):
         }
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Let go of what the student, now the model, has learned from."""
+        """Drop the towers that the student, now the model, has learned from."""
         self._towers = ()
 
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:

@@ -10,7 +10,7 @@ first visit takes the batch mean itself.
     Parameters  none
     State       two moving averages (fp32) per exemplar
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2605.03866
 """

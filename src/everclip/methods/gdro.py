@@ -7,18 +7,19 @@
 
 Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the positive
 costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
-The weights p = softmax(s / lambda) run over all classes with images now, and an image counts n p_k / n_k, which makes
-the estimate unbiased under uniform sampling, and an exemplar among many new images count fifty times as much as these;
-`omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k with q the p of the
-batch's classes, made to sum to 1. Equation 5 and the estimator are not public; docs/methods.md says what is certain.
+The weights p = softmax(s / lambda) run over all classes with images now. An image counts n p_k / n_k, which makes the
+estimate unbiased under uniform sampling; an exemplar among many new images then counts fifty times as much as each of
+these. `omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k, with q the p of
+the batch's classes, scaled to sum to 1. Equation 5 and the estimator are not public; docs/methods.md says what is
+certain.
 
-Of data with captions the classes that are weighed are the groups in its column `group`, and negatives are the pairs of
-another caption.
+For data with captions, the classes that are weighed are the groups in the column `group`, and negatives are the pairs
+with another caption.
 
     Parameters  none
     State       two moving averages (fp32) per exemplar, one per class
     Passes      1 of the image tower; 1 of the text tower for each class of the batch
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2605.03866
 """

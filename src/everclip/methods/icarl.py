@@ -10,13 +10,13 @@
 classes' softened scores. Exemplars are chosen by herding; ``flip`` averages over mirrored ones too, as the authors do.
 
 Ours: the logit scale; r_ik = [y_i = k] for an image of the task and a known class that the task brings again (domains):
-its label is what there is to learn, and the old network's answers are kept on the exemplars. A seen class without
-exemplars has no mean, so that the head classifies wherever there is one, as with no memory.
+there its label is to be learned, and the old network's answers are kept on exemplars only. A seen class without
+exemplars has no mean; if there is one, the head classifies instead, as with no memory.
 
     Parameters  a linear head
     State       head and a mean feature per class
     Passes      1 of the image tower, and 1 of its frozen copy after the first task
-    Exemplars   trains on exemplars beside new images, and classifies by them
+    Exemplars   trains on exemplars and new images, and classifies by them
 
 Paper: https://arxiv.org/abs/1611.07725
 """
@@ -119,7 +119,7 @@ class Icarl(Method):
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Let the old model go, and take the exemplars' means under the new one."""
+        """Drop the old model, and compute the exemplars' means under the new one."""
         self._old = ()
         self.means.zero_()
         for batch in memory:

@@ -3,12 +3,12 @@
     x = [ c_L ; c_{L-1} ; ... ; c_{L-k+1} ],    W = (G + lam I)^-1 Q,    scores W' x
     G = sum_i x_i x_i',  Q = sum_i x_i y_i'
 
-over the images of all tasks, c_l the class token after block l as it is (of a convolutional tower, ours, its output and
-then the stages' means over positions), k = `blocks`, no bias. lam is chosen at each task as in the authors' code
-(`lam_choice=folds`): of 1e-4, 10^-3.5, ..., 1e3 and 1e-8 the first whose mean accuracy is highest over four folds of
-the task's images, each class split in their order, fitted on the other three folds and all earlier tasks. So it depends
-on the order of tasks. A task whose classes all have fewer than four images leaves lam as it was. `gcv` and `fixed` know
-no order.
+over the images of all tasks, c_l the class token after block l as it is (for a convolutional tower, which is ours, its
+output and then the stages' means over positions), k = `blocks`, no bias. lam is chosen at each task as in the authors'
+code (`lam_choice=folds`): the first of 1e-4, 10^-3.5, ..., 1e3 and 1e-8 with the highest mean accuracy over four folds
+of the task's images (each class split in order), fitted on the other three folds and all earlier tasks. So it depends
+on the order of tasks. A task whose classes all have fewer than four images leaves lam as it was. `gcv` and `fixed` do
+not depend on the order.
 
 The authors may tune a ViT on the first task by adapters, with a cosine head; here that is `adapt` with `tune`, by a
 loss of this package. A label that was never trained scores -inf.
@@ -80,16 +80,16 @@ class Layup(RidgeMethod):
 
 
 def accuracies(spectrum: Spectrum, rows: Rows, labels: Labels) -> Float64[Tensor, " l"]:
-    """Return the fraction of other rows that ridge regression is right about at each of ``LAMS``."""
+    """Return the accuracy of ridge regression on other rows at each of ``LAMS``."""
     guesses = spectrum.predictions(rows, LAMS)
     return torch.stack([(guess.argmax(1) == labels).double().mean() for guess in guesses]).cpu()
 
 
 def folds(labels: Int64[Tensor, " n"]) -> Iterator[Tensor]:
-    """Yield masks of four folds: each class in its order, in parts that make the folds nearly equal.
+    """Yield masks of four folds of nearly equal size, into which each class is cut in its order.
 
-    As scikit-learn's StratifiedKFold without shuffling: with labels sorted by where their class first appears, fold i
-    has as many of a class as every fourth of them, from the i-th on.
+    As in scikit-learn's StratifiedKFold without shuffling: with labels sorted by the first appearance of their class,
+    fold i gets as many images of a class as there are among every fourth label, from the i-th on.
     """
     classes = list(dict.fromkeys(labels.tolist()))
     ordered = torch.cat([labels[labels == label] for label in classes])

@@ -5,16 +5,16 @@
 
 z and z* are features of the batch's images by the model and by a frozen copy of it as the task before left it, and E*
 that copy's embeddings of the reference texts: the prompts of old classes (the choice nearest to Li and Hoiem 2016), of
-the task's classes, or a thousand random sentences (lwf-vr); of data with captions at most a thousand of the captions at
-hand, new and memory, since old ones are not kept. This is the form of ZSCL's authors for class-incremental
-CLIP, after Ding et al. 2022: both directions with weight 5, T = 2, smoothed labels, CE over the classes at hand, a
-fixed logit scale. Published without a memory: memory.budget=0.
+the task's classes, or a thousand random sentences (lwf-vr); for data with captions, at most a thousand of those at
+hand, new and memory, since old ones are not kept. This is the form of ZSCL's authors for class-incremental CLIP, after
+Ding et al. 2022: both directions with weight 5, T = 2, smoothed labels, CE over the classes at hand, a fixed logit
+scale. Published without a memory: memory.budget=0.
 
     Parameters  none
     State       none
     Passes      2 of the image tower, one of them without gradient, from the second task on; 1 of the text tower for
                 each class with images now; the copied tower is gone when the task ends
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/1606.09282, for CLIP https://arxiv.org/abs/2207.09248
 """

@@ -1,19 +1,19 @@
 """MEMO: the lower blocks of the image tower are shared, each task has last blocks of its own; a head on all features.
 
     h(x)    = shared blocks of x
-    f(x)    = [ g_1(h(x)), ..., g_t(h(x)) ]               g_t starts as g_{t-1} is; g_1 .. g_{t-1} are frozen
+    f(x)    = [ g_1(h(x)), ..., g_t(h(x)) ]               g_t starts as a copy of g_{t-1}; older ones are frozen
     loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V g_t + c, y' )        the second from task 2 on
 
 g is the last ``blocks`` blocks of the tower and all that follows them: for a ViT the last transformer block, the final
 norm and the projection, for a convolutional tower the last stage and what follows. The shared blocks are trained in the
 first task and frozen from then on (``shared=frozen``, PILOT's setting for ViTs), or trained throughout (PyCIL's for
-ResNets): then older tasks' features drift, although their own blocks do not change. The heads, y', ``balance`` and what
-happens with domains are those of der_expand.
+ResNets): then older tasks' features drift, although their own blocks do not change. The heads, y', ``balance`` and the
+handling of domains are those of der_expand.
 
     Parameters  last blocks for each task after the first; a head on the features of all; an auxiliary head
     State       those blocks and heads
     Passes      1 of the image tower, and 1 of each earlier task's own blocks; balance=retrain adds as many
-    Exemplars   trains on exemplars beside new images
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2205.13218
 """

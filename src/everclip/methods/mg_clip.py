@@ -6,15 +6,15 @@
     score    ( softmax( softmax( s <z, e_k> ) ) + 4 softmax( cos(z, H_k) ) ) / 5                over the classes seen
 
 The authors tune on the first task until N, the mean logit of wrong classes, has moved by more than a tenth, |N0 - N| /
-N0 > 0.1, and give every task the epochs that were finished before: 1 for CIFAR-100, 2 for ImageNet-100 and -R. Here
-`epochs` is an option, and the log says at the first task's end how far N has moved. The text side goes through softmax
-twice in the code, which keeps both sides comparable (`test=twice`). Exemplars, if there are any, are in the first loss
-with `replay_weight`, over all classes seen. A class that comes again starts its row at the mean of all images (ours).
+N0 > 0.1, and give every task as many epochs as were finished before that: 1 for CIFAR-100, 2 for ImageNet-100 and -R.
+Here `epochs` is an option, and the log says at the first task's end how far N has moved. The text side goes through
+softmax twice in the code, which keeps both sides comparable (`test=twice`). Exemplars, if any, enter the first loss
+with `replay_weight`, over all classes seen. A class that recurs starts its row at the mean of all its images (ours).
 
     Parameters  updates of rank 8: 2.0 MB for a ViT-B/16 (fp32); a head
     State       these, and a sum per class
     Passes      1 of the image tower; 1 of the text tower for each class seen; then 4 epochs with a frozen tower
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2507.09118
 """

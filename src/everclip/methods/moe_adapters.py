@@ -4,16 +4,16 @@
     g    = softmax over the two largest of  c W + n (softplus(c N) + 0.01),          n normal in training, 0 at test
     loss = CE over the prompts of the classes that have images now
 
-c is the first token of a; `up`, W and N start at zero. In text the first token sees itself alone, so that one gate
-serves all prompts. This is the authors' class-incremental form: two experts, one router, and nothing is frozen from
-task to task; there the noise stays on at test, by a flag that is copied once, and it is off here. Their form for
-several data sets (22 experts, a router per task, frozen experts, an autoencoder on another network's features that
-chooses the router of a batch) is left out. It needs a vision transformer; a text tower of another kind has no experts.
+c is the first token of a; `up`, W and N start at zero. In text the first token sees only itself, so one gate serves all
+prompts. This is the authors' class-incremental form: two experts, one router, and nothing is frozen from task to task.
+In their code a flag that is copied once leaves the noise on at test; here it is off. Their form for several data sets
+(22 experts, a router per task, frozen experts, an autoencoder on another network's features that chooses the router of
+a batch) is left out. It needs a vision transformer; a text tower of another kind has no experts.
 
     Parameters  per block `experts` x 2 x 64 rows of its width, and two routers: 16 MB for a ViT-B/16 (fp32)
     State       these
     Passes      1 of the image tower; 1 of the text tower for each class with images now
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2403.11549
 """

@@ -7,31 +7,31 @@
 
 the cosine of the whitened image and class mean, up to the image's own length. The strength s is chosen by generalised
 cross-validation, exactly, from the sums that are kept; `shrinkage=0.5` fixes it. So the classifier is that of all
-images at once, whatever the order of tasks, and an image is taken out again by subtracting it.
+images at once, whatever the order of tasks, and subtracting an image takes it out again.
 
-Where there are domains, S is taken within each class of each domain, a class has a mean in each, drawn to its mean over
-all of them as if by `domain_shrinkage` more images, and the class's score is the largest of theirs.
+Where there are domains, S is taken within each class of each domain. A class has a mean in each domain, shrunk towards
+its mean over all of them as if by `domain_shrinkage` more images, and its score is the largest over domains.
 
-Classes count alike: a class's mean is its own and g is the mean of means. `log_priors` adds log(n_k / n) to the logits.
-`stages`, `root`, `mirror`, `scales` and `token` say what is read of the tower, `feature` which output stands first. A
-label that was never trained scores -inf.
+Classes count equally: g is the mean of the class means. `log_priors` adds log(n_k / n) to the logits. `stages`, `root`,
+`mirror`, `scales` and `token` say what is read from the tower, `feature` which output comes first. A label that was
+never trained scores -inf.
 
-`adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before stays its `twin`: a
-head on each, and an image's score is the twin's plus w times the trained one's. w is 1 unless another, from 0 to 8, is
-right about more images of later tasks by over two standard errors: a fifth of these, at most a thousand per task, are
-asked before they are added to the sums. `fusion_weight=0.5` fixes w, and holds none out; 0 is the method without
-`adapt`.
+`adapt` trains the tower in the first task, as in the other closed forms. The tower as it was before is kept as its
+`twin`. Each has a head, and an image's score is the twin's plus w times the trained one's. w is 1 unless another value,
+from 0 to 8, is right about more images of later tasks by over two standard errors. For this, a fifth of these images,
+at most about a thousand per task, are held out and classified before they are added to the sums. `fusion_weight=0.5`
+fixes w, so none are held out; 0 is the method without `adapt`.
 
 With a memory of at least `follow_from` exemplars per class, `adapt` continues in later tasks, on new images and
 exemplars. The twin's sums stay exact, and those of the trained tower are made from them (methods/shared/drift.py). As
-exemplars fit too well what they have trained, its s is `follow_shrinkage`. A fifth of new images and exemplars trains
-nothing, and is asked, without those of the first task, which have trained there.
+the trained tower fits its exemplars too well, its s is `follow_shrinkage`. A fifth of the new images and exemplars
+trains nothing and decides on w, except exemplars of the first task, on which the tower has trained.
 
     Parameters  none
     State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
                 twin twice that and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
-    Exemplars   none; with adapt, a twin and follow_from per class, trains on exemplars beside new images
+    Exemplars   none; with adapt, a twin and follow_from per class, trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/1909.01520 (the sums); https://doi.org/10.1214/aos/1176324456 (ridge and discriminants)
 """
@@ -61,12 +61,12 @@ from everclip.methods.shared.sums import Sums
 log = logging.getLogger("everclip")
 
 FIRST, WON, FOLLOWED = "first", "won by weight", "followed"
-"""What is kept: ids of the first task, asked about nothing; by two weights, what the first alone was right about; that
-adapt has gone on."""
+"""Names of what is kept: ids of the first task, which do not decide on w; for each two weights, the number of images
+that only the first was right about; that adapt has continued."""
 WEIGHTS = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 0.0)
-"""Of the trained tower's scores, the preferred first."""
+"""Weights of the trained tower's scores to try, the preferred first."""
 ASKED, MOST_ASKED = 5, 1000
-"""One in so many images of a later task is asked before it is added, and about so many at most."""
+"""Of a later task, one image in ``ASKED`` is held out before it is added, at most about ``MOST_ASKED`` in all."""
 
 
 class MultilayerLda(Layers):
@@ -114,7 +114,7 @@ class MultilayerLda(Layers):
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Add the task's images; where it has trained on exemplars, bring the trained tower's sums along."""
+        """Add the task's images; if it has trained on exemplars, make the trained tower's sums from the twin's."""
         following = self.following
         super().end_task(clip, task, () if following else new, memory)
         if following:
@@ -123,17 +123,17 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Return, in later tasks, all but a fifth, by id, which is asked afterwards which of the towers decides.
+        """Return, in later tasks, all but a fifth (by id), which later decides on the weight of the towers.
 
-        Exemplars of the first task in this fifth are not asked, as that task has trained on them: they neither train
-        again nor weigh the towers, and only show how features have moved.
+        Exemplars of the first task in this fifth have trained in that task: they neither train again nor weigh the
+        towers, and only show how features have moved.
         """
         return images.ids % ASKED != 0 if FIRST in self.kept else super().trains_on(images)
 
     def follow(self, clip: Clip, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Add images to the twin's sums, and make the trained tower's from these.
 
-        Images that no phase has seen are asked first, while they are in neither's sums.
+        Images that no phase has seen weigh the towers first, while they are in neither's sums.
         """
         twin = self.twin
         assert twin is not None
@@ -164,9 +164,9 @@ class MultilayerLda(Layers):
             rows, others, labels, domains = (torch.cat(parts) for parts in zip(*aside, strict=True))
             twin.remove(rows, labels, domains)
             self.carry(carrier)
-            self.kept.pop(WON, None)  # of the tower as it was, by exemplars that are asked again
+            self.kept.pop(WON, None)  # of the former tower, from exemplars that are judged again
             self.judge(rows, others, labels)
-            twin.take(whole)  # to the last bit, which adding them again would not be
+            twin.take(whole)  # exact to the last bit, which adding them again would not be
             twin.kept = kept
         self.carry(carrier)
 
@@ -176,7 +176,7 @@ class MultilayerLda(Layers):
         return self.config.fusion_weight == "auto"
 
     def asked(self, batch: Batch) -> Bool[Tensor, " b"]:
-        """Return which images of a later task and of the memory no phase has seen, where the sums are."""
+        """Return which images of a later task and of the memory no phase has seen, on the device of the sums."""
         if not self.asks:
             return torch.zeros(len(batch), dtype=torch.bool, device=self.counts.device)
         held = (batch.ids % ASKED == 0) & ~torch.isin(batch.ids, self.kept[FIRST].cpu())
@@ -195,7 +195,7 @@ class MultilayerLda(Layers):
         self.kept |= aside | {FOLLOWED: torch.ones(1, device=self.counts.device)}
 
     def both(self, clip: Clip, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return rows on the twin and on this side, labels and domains, where the sums are."""
+        """Return rows of the twin and of this side, labels and domains, on the device of the sums."""
         twins, ours = (side.query(clip, batch.images) for side in self.sides)
         labels, domains = (part.to(self.counts.device) for part in (batch.labels, batch.domains))
         return twins, ours, labels, domains
@@ -228,7 +228,7 @@ class MultilayerLda(Layers):
         return [self] if self.twin is None else [self.twin, self]
 
     def judge(self, twins: Tensor, ours: Tensor, labels: Int64[Tensor, " b"]) -> None:
-        """Count held-out images, in no sum yet, that one weight is right about and another is not."""
+        """Count, for each two weights, the held-out images (in no sum yet) that only the first is right about."""
         known = (self.counts > 0).nonzero()[:, 0]
         found = zip(self.sides, (twins, ours), strict=True)
         before, after = (side.scorer(known.tolist())(rows) for side, rows in found)
@@ -240,7 +240,7 @@ class MultilayerLda(Layers):
 
     @property
     def weight(self) -> float:
-        """What the trained tower's scores count beside the twin's."""
+        """The weight of the trained tower's scores; the twin's is 1."""
         fixed = self.config.fusion_weight
         if fixed != "auto":
             return fixed
@@ -258,7 +258,7 @@ class MultilayerLda(Layers):
 
     @property
     def exact(self) -> bool:
-        """Whether its sums are those of the tower that classifies, alone: beside a twin they never are."""
+        """Whether its sums are those of the only tower that classifies; with a twin they never are."""
         return [*self.deciding] == [self]
 
     def shrinkage(self, cells: Cells) -> float:
@@ -273,7 +273,7 @@ class MultilayerLda(Layers):
 
 
 def without(batch: Batch, ids: Int64[Tensor, " n"]) -> Batch:
-    """Return the plain images of a batch that are none of these."""
+    """Return the plain images of a batch whose ids are not among these."""
     kept = ~torch.isin(batch.ids, ids)
     columns = ("images", "labels", "domains", "ids", "current")
     return replace(batch, **{name: getattr(batch, name)[kept] for name in columns})

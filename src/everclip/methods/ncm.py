@@ -3,9 +3,9 @@
     score_k = <x, mu_k> / ( |x| |mu_k| ),    mu_k = mean of x over the training images of class k
 
 x are unit-length image features, or with `feature=pooled` the tower's output before its projection, as in SimpleCIL;
-`normalize` then makes each of them unit length before the mean (iCaRL's rule). A class that comes again in another
-domain adds to its sum. With `adapt` the model learns the first task by another method's loss before any mean is
-taken (APER, same paper, without its second tower). A label that was never trained scores -inf.
+`normalize` then makes each of them unit length before the mean (iCaRL's rule). A class that recurs in another domain
+adds to its sum. With `adapt` the model learns the first task by another method's loss before any mean is taken (APER,
+same paper, without its second tower). A label that was never trained scores -inf.
 
     Parameters  none
     State       a sum of features (fp64) and a count per class

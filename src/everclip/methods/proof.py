@@ -17,8 +17,8 @@ Prototypes are read in a phase of one epoch before training and once more, from 
 
     Parameters  two d x d layers and three rows per task; attention of 4 d^2, the logit scale
     State       these, a mean per class: 2.1 MB per task, 4.2 MB and 2 kB per class (fp32) at d = 512
-    Passes      1 of the image tower, without gradient; one epoch more for the prototypes
-    Exemplars   trains on exemplars beside new images
+    Passes      1 of the image tower, without gradient; one more epoch for the prototypes
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2305.19270
 """

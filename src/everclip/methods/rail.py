@@ -9,9 +9,9 @@ over all images so far, y one-hot. The authors' recursion over R = (G + lam I)^-
 with lam once and not with each task. The dual form keeps the features of all images in fp64, four thousand bytes each
 at d = 512, which its state counts: compare it with methods that have as much memory.
 
-`names=all` is the authors' setting, where the softmax runs over the names of classes to come as well, which the method
-is told. By default it runs over those trained among the labels asked for. A name never trained that is asked for too
-changes nothing of their scores: it wins where argmax p over all that is asked for is such a name, and nowhere else.
+`names=all` is the authors' setting: the softmax also runs over the names of future classes, which the method is told.
+By default it runs over the trained ones among the labels asked for. An untrained name that is asked for too does not
+change their scores: it wins where it is argmax p over all names asked for, and nowhere else.
 
     Parameters  none
     State       M x M sums, M sums per class (fp64; 1.8 GB at M = 15000), the random layer is drawn again; or d numbers
@@ -113,10 +113,10 @@ class Fused(Classifier):
 
     Args:
         text: unit-length embeddings of the names in the softmax; known: which of these have been trained.
-        told: whether names that were never trained are in the softmax of those that were.
+        told: whether the softmax of trained names also has those that were never trained.
 
     Attributes:
-        columns: the names that are asked for; regress: features to r of these.
+        columns: the names that are asked for; regress: maps features to r of these names.
     """
 
     def __init__(

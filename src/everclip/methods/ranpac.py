@@ -3,14 +3,14 @@
     h = relu(P' x),  P in R^{d x M} with entries N(0, 1), drawn once
     W = (G + lam I)^-1 Q,    G = sum_i h_i h_i',  Q = sum_i h_i y_i',    scores W' h
 
-over the images of all tasks. lam is chosen at each task as in the authors' code: of 1e-8, 1e-7, ..., 1e8 the one whose
+over the images of all tasks. lam is chosen at each task as in the authors' code: the one of 1e-8, 1e-7, ..., 1e8 whose
 solution on 80 % of the task's images has the least squared error on the rest; so it depends on the order of tasks.
-`lam_choice=seen` fits on the sums of the tasks before as well; `gcv`, from all sums, and `fixed` give back a classifier
-that knows no order. `width=0` leaves the projection out.
+`lam_choice=seen` also fits on the sums of earlier tasks; with `gcv`, from all sums, and `fixed` the classifier does not
+depend on the order. `width=0` leaves the projection out.
 
 The paper adapts the model to the first task and freezes it after; `adapt` does so by a loss of this package, on what
-`tune` and the rates of [train] say, where the authors train an adapter with cross-entropy. Their CLIP rows are
-without, as the default is. They use pooled features (`feature=pooled`). A label that was never trained scores -inf.
+`tune` and the rates of [train] say, where the authors train an adapter with cross-entropy. Their CLIP results are
+without it, as is the default. They use pooled features (`feature=pooled`). A label that was never trained scores -inf.
 
     Parameters  none
     State       M x M sums, M sums per class (fp64); the projection is drawn again

@@ -12,13 +12,13 @@ each of its classes leaves the mean and the covariance S + 1e-4 I of f, from whi
 `per_step` old classes in turn, floor(10 `samples`) of each, and floor(20 `samples`) for a pair. `shrink` makes
 covariances S + V1 I + V2 (11' - I), as the authors do for ImageNet-R and CUB.
 
-A starts at random, as in the code; with one class in the first task, which cannot train it, at I (ours). Where a class
-comes again in another domain it has a Gaussian for each domain, and no pairs (ours). Exemplars are in the CE (ours).
+A starts at random, as in the code; with one class in the first task, which cannot train it, at I (ours). A class that
+recurs in another domain has a Gaussian for each domain, and no pairs (ours). Exemplars are in the CE (ours).
 
     Parameters  d x d
     State       A; a mean and a d x d matrix (fp32) per class and domain: 105 MB per hundred at d = 512
     Passes      1 of the image tower, without gradient
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2407.14143
 """
@@ -81,7 +81,7 @@ class Rapf(Sampled):
         self._before = self.adapter.weight.detach().clone()
         self.prepare(self.config.shrink)
         near = torch.cdist(self.text[: self.old], self.text[self.old :]) < self.config.theta
-        drawn = {label_of(name) for name in self.roots}  # not of a class without a readable image
+        drawn = {label_of(name) for name in self.roots}  # a class without a readable image has none
         self._pairs = [(a, self.old + b) for a, b in near.nonzero().tolist() if self.seen[a] in drawn]
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:

@@ -5,15 +5,15 @@
 
 over the images of all tasks, y_i one-hot, no bias. The classifier is that of all images at once, whatever their order.
 `expand` is ACIL's random layer: x becomes relu(P' x) with P uniform in +-1/sqrt(d), drawn once. ACIL has expand=8192
-(CIFAR-100) and lam=0.1 with lam_unit=absolute. Its recursion over R = (G + lam I)^-1 gives the same W and cannot
-change lam; lam is added once, not with each task. It is chosen by generalised cross-validation, exactly, from the sums
-that are kept, so it knows no order of tasks either; `lam=0.3` fixes it, as a multiple of the mean of G's diagonal, as a
-sum over n unit-length features grows with n.
+(CIFAR-100) and lam=0.1 with lam_unit=absolute. Its recursion over R = (G + lam I)^-1 gives the same W and cannot change
+lam; lam is added once, not with each task. lam is chosen by generalised cross-validation, exactly, from the sums that
+are kept, so it does not depend on the order of tasks either; `lam=0.3` fixes it, as a multiple of the mean of G's
+diagonal, since a sum over n unit-length features grows with n.
 
-`class_weights` is AIR's: each image counts 1 / n_k (per task where a class comes again in another domain).
-`prior=text` is ours: E are the class embeddings (else 0), and kappa = <Q, E> / <E, G E> over the classes learned makes
-X kappa E the nearest to Y, unless it is given. With little data or a large lam it is zero-shot CLIP. A label that was
-never trained scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
+`class_weights` is AIR's: each image counts 1 / n_k (per task where a class recurs in another domain). `prior=text` is
+ours: E are the class embeddings (else 0), and kappa = <Q, E> / <E, G E> over the classes learned makes X kappa E the
+nearest to Y, unless it is given. With little data or a large lam it is zero-shot CLIP. A label that was never trained
+scores -inf; with the prior it has its column of W (`unseen=solved`), or kappa e_k (`unseen=text`).
 
     Parameters  none
     State       d x d sums, a sum of features per class (fp64); the random layer is drawn again

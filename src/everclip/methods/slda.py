@@ -3,17 +3,17 @@
     score_k = <x, L mu_k> - 1/2 mu_k' L mu_k,    L = ( (1 - eps) Sigma + eps t I )^-1
     Sigma   = ( G - sum_k n_k mu_k mu_k' ) / n
 
-the pooled within-class covariance, exact and the same in any order of images. eps is that of the oracle-approximating
-shrinkage (Chen et al. 2010), that of generalised cross-validation (`eps=gcv`, as in `multilayer_lda`), or a number, t
-the mean variance tr(Sigma) / d: unit-length features have variances near 1 / d, where Deep SLDA's eps = 1e-4 with
-t = 1 (`eps=1e-4 target=one`) would be a large fraction. `log_priors` adds log(n_k / n).
+the pooled within-class covariance, exact and the same in any order of images. eps comes from oracle-approximating
+shrinkage (Chen et al. 2010), from generalised cross-validation (`eps=gcv`, as in `multilayer_lda`), or is a number; t
+is the mean variance tr(Sigma) / d. Unit-length features have variances near 1 / d, so Deep SLDA's eps = 1e-4 with t = 1
+(`eps=1e-4 target=one`) would be a large fraction. `log_priors` adds log(n_k / n).
 
 `streaming` is the update of the authors' code, image after image, delta = x - mu_y before the mean moves:
 
     Sigma <- ( n Sigma + n/(n + 1) delta delta' ) / (n + 1),    mu_y <- mu_y + delta / (n_y + 1)
 
-with n the images of all classes: it depends on their order, and a class's first image puts in its own mean. Their start
-from a covariance of the first task's images is left out. A label that was never trained scores -inf.
+with n the images of all classes: it depends on their order, and for a class's first image delta is the image itself.
+Their start from a covariance of the first task's images is left out. A label that was never trained scores -inf.
 
     Parameters  none
     State       d x d sums, a sum of features per class (fp64)
@@ -102,7 +102,7 @@ class Slda(LinearStatistics):
             eps = closed_form.oas(sigma, int(self.counts.sum()))
         elif config.eps == "gcv":
             ridge = strength(self.gram, self.sums, self.counts) * mean / target
-            eps = ridge / (1 + ridge)  # of Sigma + ridge t I, but for a factor
+            eps = ridge / (1 + ridge)  # that of Sigma + ridge t I, up to a factor
         else:
             eps = config.eps
         regular, means = closed_form.shrunk(sigma, eps, target), self.summed.means[labels]

@@ -4,20 +4,20 @@
     step   = gradient x mask;   mask: the `share` of each weight matrix with the largest |score|
 
 Candidates are the first MLP layers of the transformer blocks of both towers; their biases and the image tower's
-projection train whole. Before a task its images are read once without a change of the weights, and give the scores:
+projection train whole. Before a task its images are read once, without changing any weight, for the scores:
 
     code    sum over batches b of n of (n - b + 1) g_b,  g_b the gradient of mean_i |row i of s Z T'|^2
     paper   the mean over batches of the gradient of the loss
 
 Z and T are features of images and captions, s the fixed logit scale. The code's gradients are never reset, so that
-early batches weigh more, and it stops after a quarter of them (`score_share`). Weight decay shrinks in the code also
-what the mask leaves out (`decay=all`). A batch of one class has nothing to learn from and is left out (ours), but the
-code's score reads it. A matrix that no batch has scored does not train.
+early batches weigh more, and it stops after a quarter of them (`score_share`). In the code, weight decay also shrinks
+what the mask leaves out (`decay=all`). A batch of one class has nothing to learn from and is left out (ours), except in
+the scores of `score=code`. A matrix that no batch has scored does not train.
 
     Parameters  none
     State       none; in a task masks, scores and a copy of the candidates
-    Passes      1 of both towers for each class of the batch; one epoch more for the scores
-    Exemplars   trains on exemplars beside new images
+    Passes      1 of both towers for each class of the batch; one more epoch for the scores
+    Exemplars   trains on exemplars and new images
 
 Paper: https://arxiv.org/abs/2308.12462
 """
@@ -72,7 +72,7 @@ class Spu(Kept):
         return [Phase(SCORE, 1, data="new"), Phase()]
 
     def candidates(self, clip: Clip) -> dict[str, nn.Parameter]:
-        """Return the weights that may train. Raises UserError where there are none, or none of their own."""
+        """Return the weights that may train. Raises UserError if there are none, or tune=lora adds to them."""
         every, layers = dict(clip.model.named_parameters()), first_layers(clip.model)
         if not layers:
             raise UserError(

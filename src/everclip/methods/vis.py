@@ -61,7 +61,7 @@ class Vis(RidgeMethod):
     config: Config
     grid = tuple(
         10.0**exponent for exponent in range(-7, 9)
-    )  # to the size of G, whatever the scale of features
+    )  # up to the size of G, whatever the scale of features
     bias = True
     passes = Passes(
         lambda stage: (0.0, float(stage == 0)), "none", after=(0.0, 1.0), frozen=lambda stage: 0.0
@@ -80,7 +80,7 @@ class Vis(RidgeMethod):
 
     @torch.no_grad()
     def grow(self, clip: Clip, task: Task) -> None:
-        """Make the mixer and a linear layer for the first task; the layer goes with the second."""
+        """Make the mixer and a linear layer for the first task; the second drops the layer."""
         super().grow(clip, task)
         self.head = nn.Module()
         if task.index == 0 and self.config.hidden:

@@ -7,8 +7,8 @@
     mean        the same with alpha = 1 / t, the mean of the models after tasks 1..t
 
 The other method is method.loss, its options are method.options.NAME=VALUE. What it adds to the model, such as a linear
-head, is not mixed. A checkpoint's open_clip folder holds the weights that training continues from. zscl, which averages
-weights at a task's end itself, can have the anchor zero_shot only. alpha = 0 and 1 give the end points bit for bit.
+head, is not mixed. A checkpoint's open_clip folder holds the weights that training continues from. zscl, which itself
+averages weights at a task's end, allows anchor=zero_shot only. alpha = 0 and 1 give the end points bit for bit.
 
     Parameters  those of the loss
     State       that of the loss; with anchor=zero_shot a copy of the pretrained model, else one during a task
@@ -114,7 +114,7 @@ class WiseFt(Untrained):
         return self.inner.trains_on(images)
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Mix, where training goes on from the mixture; the other method ends its task with the weights that stay."""
+        """Mix, if training goes on from the mixture; then the other method ends its task with the final weights."""
         if self._before:
             share = self.config.alpha if self.config.anchor == "previous" else 1 / (task.index + 1)
             clip.model.load_state_dict(blend(self._before, weights(clip), share))

@@ -3,11 +3,11 @@
     loss = CE + w_I T^2 KD_T( S* -> S ) + w_T T^2 KD_T( S*^T -> S^T ) + l2 sum_p (theta_p - theta0_p)^2
     S = s z E*^T,  S* = s z* E*^T,   KD_T(p -> q) = mean over rows of - sum softmax(p / T) log softmax(q / T)
 
-Stars are the pretrained model's, in every task; z are features of reference images and E* embeddings of reference
-texts, so the distillation trains the image tower; theta0 are the weights at the task's start. In a task the weights
-are averaged, with those at its start and after each `ensemble_every` steps alike, and the average is what the task
-leaves. The authors take one every 100 of their 1,000 steps: a tenth of the task's steps here, whose tasks may have 18.
-That the last step always counts is ours.
+Stars mark the pretrained model, in every task; z are features of reference images and E* embeddings of reference texts,
+so the distillation trains the image tower; theta0 are the weights at the task's start. The weights at a task's start
+and after every `ensemble_every` steps of it are averaged, each counting equally, and the average is what the task
+leaves. The authors take one every 100 of their 1,000 steps: here after every tenth of a task's steps, as a task may
+have only 18. That the last step always counts is ours.
 
 Reference images are emoji pictures that come with the package (never those that a run on emoji learns or tests), the
 batch's images, or its exemplars; texts the class names of ImageNet, prompts of old classes, or random sentences. The
@@ -19,7 +19,7 @@ fixed logit scale, w_I = w_T = 1 (5 in their class-incremental runs). Published 
                 other reference images; in a task two more copies of the weights
     Passes      2 of the image tower, the second of a reference image (without gradient where that is the batch's
                 own); 1 of the text tower for each class with images now
-    Exemplars   trains on exemplars beside new images; published without: memory.budget=0
+    Exemplars   trains on exemplars and new images; published without exemplars: memory.budget=0
 
 Paper: https://arxiv.org/abs/2303.06628
 """
@@ -82,7 +82,7 @@ class Zscl(Kept, Distilling):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.can(pairs=config.reference_texts != "old")  # which are prompts of classes
+        self.can(pairs=config.reference_texts != "old")  # those are prompts of classes
         self.teacher: nn.Module | None = None
         self._old: list[int] = []
         self._pictures: Tensor | None = None
@@ -92,7 +92,7 @@ class Zscl(Kept, Distilling):
         self._every = 1
 
     def grow(self, clip: Clip, task: Task) -> None:
-        """Take the pretrained tower before the first task, where features of its answers would not do."""
+        """Copy the pretrained tower before the first task, unless keeping its features of the pictures is enough."""
         if not self.seen and self.config.reference_images != "emoji":
             self.teacher = clip.copy_tower()
         self._old = list(self.seen)
@@ -112,13 +112,13 @@ class Zscl(Kept, Distilling):
         self._steps = 0
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Settle how many steps lie between two weights of the average."""
+        """Set the number of steps between two weights of the average."""
         every = self.config.ensemble_every or 1
         self._every = max(1, round(every if every >= 1 else every * phase.steps))
 
     @torch.no_grad()
     def _ask(self, clip: Clip) -> None:
-        """Keep the pretrained model's answers that no later task can ask for."""
+        """Keep the features of the pretrained model, which later tasks cannot compute."""
         named = {"imagenet": distilling.imagenet, "random": distilling.sentences}
         kind = self.config.reference_texts
         # Of old classes too: every row is taken now, but used only once its class is old.

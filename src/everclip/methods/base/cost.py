@@ -15,9 +15,9 @@ class Passes(NamedTuple):
 
     Args:
         towers: stage -> (passes with gradient, passes without) per image and epoch.
-        text: prompts of a step: the classes of the batch, all seen, none.
-        after: (with gradient, without) a new image once the task is learned: a Fisher matrix, features to choose by.
-        read: stage -> image towers that a prediction takes.
+        text: classes whose prompts a step encodes: those of the batch, all seen, or none.
+        after: (with gradient, without) per new image after its task: for a Fisher matrix, sums, or choosing exemplars.
+        read: stage -> passes of the image tower for a prediction.
         views: pictures made of each image of a batch.
         frozen: stage -> image towers held without gradient beside the trained one; None: as many as ``towers`` passes
             without gradient, at most one.
@@ -40,5 +40,5 @@ class Passes(NamedTuple):
 
 
 def teacher(views: int = 1) -> Callable[[int], tuple[float, float]]:
-    """Return as many views through the model, and from the second task on as many through the one before."""
+    """Return ``views`` passes of the model and, from the second task on, as many of the frozen one before."""
     return lambda stage: (float(views), float(views * (stage > 0)))

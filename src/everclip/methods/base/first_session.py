@@ -33,12 +33,12 @@ class FirstSessionConfig(MethodConfig):
 class FirstSession(Untrained):
     """Lend its training to another method for the first task, and after it only where it follows.
 
-    That method's state is dropped at the first task's end where no later task asks for it.
+    That method's state is dropped at the first task's end if no later task needs it.
 
     Attributes:
-        follows: exemplars per class with which later tasks train too; None: never.
+        follows: exemplars per class from which on later tasks train too; None: never.
         following: whether the present task is a later one that trains.
-        counts: images of each class learned, which a method that follows has.
+        counts: images learned of each class; set by a method that follows.
     """
 
     follows: int | None = None
@@ -49,7 +49,7 @@ class FirstSession(Untrained):
         lends = isinstance(config, FirstSessionConfig) and config.adapt != "none"
         self.can(trains=lends)
         self.following = False
-        # in a tuple, so that it is no part of this module
+        # in a tuple, so that it is not a submodule
         self._first: tuple[Method, ...] = ()
         if isinstance(config, FirstSessionConfig) and lends:
             options = options_of(config.adapt, config.adapt_options, "method.adapt_options.")
@@ -82,7 +82,7 @@ class FirstSession(Untrained):
             first.begin_task(clip, task, shown)
 
     def _enough(self, task: Task, train: ImageSet) -> bool:
-        """Return whether there are exemplars enough to go on with, of a class learned on average."""
+        """Return whether there are exemplars enough to go on training: ``follows`` per learned class on average."""
         old = (~np.isin(train.ids, task.train.ids)).sum()
         return bool(old >= (self.follows or 0) * int((self.counts > 0).sum()))
 
@@ -101,7 +101,7 @@ class FirstSession(Untrained):
 
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         self.following = False
-        # batches can be read once, and the first task's end needs none of the memory
+        # batches can be read only once, and the first task's end needs none from the memory
         if self.follows is None or (task.index == 0 and next(iter(memory), None) is None):
             self._first = ()
 

@@ -31,22 +31,22 @@ class Capabilities:
     Args:
         trains: whether it has phases at all.
         uses_memory: whether exemplars are kept for it at all.
-        fewest: exemplars per class with which it begins to use them; where the memory has fewer, none are kept.
+        fewest: exemplars per class from which on it uses them; if the memory allows fewer, none are kept.
         memory_policy: how its exemplars are chosen unless the config says otherwise: the name of a memory policy.
-        needs_exemplars: whether it has no defined form where old classes have no image: new classes come, and nothing
-            is kept.
-        needs_text: whether it has no form without class embeddings though it trains nothing: features that come without
-            images may come without these.
-        pairs: whether it learns from images with captions as well, which belong to no class.
+        needs_exemplars: whether it is undefined where old classes have no images: new classes come, and nothing is
+            kept.
+        needs_text: whether it needs class embeddings even if no tower trains: data of features without images may lack
+            them.
+        pairs: whether it can also learn from images with captions, which belong to no class.
         one_task: whether all tasks are learned at once (joint training).
         reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
-            or all of its blocks, in whose place no kept activation can stand.
-        depths: what it reads of the whole tower in one go, where it reads more than features; kept beside these.
-        shares: whether several processes can share its batches: it gives the towers the batch's images alone, all of
-            them, and draws nothing at random in them.
+            or all of its blocks, which no kept activation can replace.
+        depths: what it reads from the whole tower in one pass, if more than features; kept with the features.
+        shares: whether several processes can share its batches: it gives the towers all images of the batch and no
+            others, and draws no random numbers in them.
         light: whether its loss has a form for a part of the batch (``collectives.Share.light``).
-        shards: whether processes can share out the towers' weights (``distributed.shard``): within a phase it neither
-            reads nor writes them.
+        shards: whether processes can divide the towers' weights among them (``distributed.shard``): within a phase it
+            neither reads nor writes them.
     """
 
     trains: bool = True
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
 
 
 def sharpness(classifier: nn.Module) -> float:
-    """Return the factor that makes a score of a classifier the logit of a softmax; 1 if it names none."""
+    """Return the factor that turns a classifier's scores into logits of a softmax; 1 if it has none."""
     return classifier.to_logits if isinstance(classifier, Classifier) else 1.0
 
 
@@ -104,20 +104,20 @@ class Method(nn.Module, ABC):
         begin_task              ``tune`` has settled what it holds fixed; still nothing takes a gradient
         trains_on               the same
         learner, phases         the same
-        begin_phase, trainable  of each phase, with nothing taking a gradient; what it names and ``tune`` leaves
-                                takes gradients from then until the next phase, or the end of the task
-        encode, loss, penalty,  of each step; features of ``clip`` are in fp32, whatever the towers' precision
+        begin_phase, trainable  for each phase; nothing takes a gradient yet. What ``trainable`` yields and ``tune``
+                                does not hold takes gradients from then until the next phase, or the end of the task
+        encode, loss, penalty,  in each step; features of ``clip`` are in fp32, whatever the towers' precision
         after_step
         features, scores, drop  low-rank updates are folded into the weights; the memory chooses
         end_task                the memory has chosen; parameters of the last phase may still take gradients
-        classifier              after a task, and of a model that is used: nothing takes a gradient
+        classifier              after a task, and when a saved model predicts: nothing takes a gradient
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     passes: Passes = Passes()
     """What the method asks of the towers, for estimates of time and memory."""
     capabilities: Capabilities = Capabilities()
-    """What the engine has to know of it; ``can`` changes it for an instance whose options decide."""
+    """What the engine has to know of it; ``can`` changes it where an instance's options decide."""
 
     @property
     def seeded(self) -> bool:
@@ -147,7 +147,7 @@ class Method(nn.Module, ABC):
     # Structure and stages ---------------------------------------------------------------------------------------
 
     def learner(self, task: Task) -> Method:
-        """Return the method whose phases and steps train in a task: this one, unless it lends that to another."""
+        """Return the method whose phases and steps train in a task: this one, unless it delegates to another."""
         return self
 
     def phases(self, task: Task) -> list[Phase]:
@@ -160,17 +160,17 @@ class Method(nn.Module, ABC):
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         """Prepare before the phases of a task, with its new and memory images.
 
-        A run resumed within a task calls it again, on the model and the state it had then, and loads the state of
-        where it stopped after that: so what it makes (teachers, counts) need not be in the state, and what steps change
-        has to be.
+        A run resumed within a task calls it again, on the model and state of the start of the task, and then loads the
+        state in which it stopped. So what it makes (teachers, counts) need not be in the state, but what steps change
+        must be.
         """
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Return which new and memory images the phases of the task may see: all. Asked after ``begin_task``."""
+        """Return which new and memory images the task's phases may see: all by default. Called after ``begin_task``."""
         return np.ones(len(images), dtype=bool)
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Prepare before a phase, and before its parameters are asked for; called again as ``begin_task`` is."""
+        """Prepare a phase, before ``trainable`` is called; a resumed run calls it again, as with ``begin_task``."""
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         """Yield parameters to train in a phase: both towers and the logit scale, unless the method says otherwise."""
@@ -193,7 +193,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def after_step(self, clip: Clip) -> None:
-        """React to each optimizer step, after it."""
+        """Act after each optimizer step."""
 
     def diagnostics(self) -> dict[str, float]:
         """Return numbers of the last step worth a line in the log."""
@@ -204,7 +204,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def class_losses(self) -> dict[int, float]:
-        """Return label -> mean loss of its images since the last call, of the classes met since; empty if unknown."""
+        """Return label -> mean loss of its images since the last call, for classes met since; empty if unknown."""
         return {}
 
     def features(self, clip: Clip, images: Images) -> Float[Tensor, "b d"]:
@@ -236,7 +236,7 @@ class Method(nn.Module, ABC):
         return clip.class_embeddings([self.prompts.names[label] for label in labels], self.prompts.templates)
 
     def encoder(self, clip: Clip) -> Clip:
-        """Return the model whose features are searched, of data with captions."""
+        """Return the model whose features are searched, for data with captions."""
         return clip
 
     # State ------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Untrained(Method):
 
 
 def captions(clip: Clip, prompts: Prompts, batch: Batch) -> Float[Tensor, "b d"]:
-    """Return embedding of one training caption per image, its own or its class's; equal captions are encoded once."""
+    """Return an embedding per image, of its own caption or one for its class; equal captions are encoded once."""
     if batch.texts is not None:
         return clip.encode_text(batch.texts)
     return clip.encode_text(prompts.caption(batch.labels.tolist(), batch.rng("captions")))
@@ -285,8 +285,8 @@ def pairs(clip: Clip, prompts: Prompts, batch: Batch) -> dict[str, Tensor]:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its labels on ``device``.
 
-    Pictures move when they are normalised, as uint8. Kept activations move as they are kept and become fp32 here:
-    under bf16 autocast a CPU refuses to put fp16 tensors together.
+    Pictures move later, when they are normalised, as uint8. Kept activations move in the type they are kept in and
+    become fp32 here: under bf16 autocast a CPU cannot concatenate fp16 tensors.
     """
     labels, domains, current = (part.to(device) for part in (batch.labels, batch.domains, batch.current))
     which = None if batch.which is None else batch.which.to(device)

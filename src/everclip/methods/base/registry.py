@@ -38,9 +38,9 @@ def method_config(config: Config) -> MethodConfig:
 def options_of(
     name: str, options: dict[str, Any], prefix: str = "method.", defaults: int = NEWEST
 ) -> MethodConfig:
-    """Return options of the method ``name``, checked; the generation ``defaults`` fills in what is not given.
+    """Return the checked options of the method ``name``; those not given take the defaults of generation ``defaults``.
 
-    A message says that they stand at ``prefix``. Raises UserError: an unknown method, option or value.
+    Messages name them under ``prefix``. Raises UserError: an unknown method, option or value.
     """
     cls = method_class(name).Config
     refuse_unknown(cls, options, f'method "{name}"')
@@ -48,7 +48,7 @@ def options_of(
 
 
 def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """Return ``options``, those not given as ``defaults = 1`` has them; also those of a method that this one wraps."""
+    """Return ``options``, with ``defaults = 1`` for those not given; also for those of a method that this one wraps."""
     options = dict(options)
     for name, value in before(cls).items():
         open_ = "auto" if NoneType in kinds(cls.model_fields[name].annotation) else None
@@ -58,7 +58,7 @@ def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, An
         fields = cls.model_fields
         inner, given = (options.get(name, fields[name].default) for name in cls.wraps)
         if isinstance(inner, str) and inner != "none" and isinstance(given, dict):
-            # their values are plain ones, and None is "none" among them
+            # tables of options hold plain values, and "none" for None
             known = before(method_class(inner).Config)
             old = {name: "none" if value is None else value for name, value in known.items()}
             options[cls.wraps[1]] = old | given

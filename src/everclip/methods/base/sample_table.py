@@ -18,7 +18,7 @@ Ids = Tensor | NDArray[Any] | Sequence[int]
 class SampleTable:
     """A growing table: int64 id -> a row of ``columns`` fp32 values on the CPU.
 
-    Ids are any int64, as sparse as hashes. What was never set is *unseen*; that is told apart by id, so every
+    Ids are any int64, even as sparse as hashes. Ids that were never set are *unseen*; as this is told by id, every
     value is legal. Results do not depend on the order in which ids came.
 
     Not an nn.Module's buffer on purpose: data-parallel training would overwrite the rows of one process with
@@ -52,7 +52,7 @@ class SampleTable:
         return values, seen
 
     def set(self, ids: Ids, values: Float[Tensor, "b c"]) -> None:
-        """Give each of ``ids``, which differ, its row."""
+        """Set the rows of ``ids``, which have to be distinct."""
         known = _list(ids)
         if self._before is not None:
             self._before.append((known, *self.get(known)))
@@ -68,7 +68,7 @@ class SampleTable:
 
     @contextmanager
     def undoable(self) -> Iterator[Callable[[], None]]:
-        """Note the rows that ``set`` replaces while it is open; the function that it gives puts them back."""
+        """Note the rows that ``set`` replaces meanwhile; yield a function that puts them back."""
         before = self._before = []
         try:
             yield lambda: self._put_back(before)
@@ -82,7 +82,7 @@ class SampleTable:
             self.drop([sample for sample, old in zip(known, seen.tolist(), strict=True) if not old])
 
     def drop(self, ids: Ids) -> None:
-        """Make ``ids`` unseen again; ids without a row are passed over."""
+        """Make ``ids`` unseen again; ids without a row are ignored."""
         gone = set(_list(ids))
         kept = [sample for sample in self._row if sample not in gone]
         if len(kept) < len(self._row):

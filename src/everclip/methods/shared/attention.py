@@ -34,7 +34,7 @@ def demand_blocks(clip: Clip, method: str, adds: str) -> None:
 
 @contextmanager
 def attending(model: nn.Module, options: Iterable[Mapping[str, Any]]) -> Iterator[None]:
-    """Have the first self-attentions of a model run as ``attend`` with one of ``options`` each while it is open."""
+    """While open, run the first self-attentions of a model as ``attend``, each with one of ``options``."""
     with ExitStack() as hooks:
         for attention, more in zip(attentions(model), options, strict=False):
 
@@ -54,11 +54,11 @@ def attend(
     change: Any = None,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "b l w"]:
-    """Return self-attention by the weights of torch's or timm's module.
+    """Return self-attention with the weights of torch's or timm's module.
 
     Args:
         prefix: rows ``[b, p, w]`` before the keys and before the values.
-        change: tokens to what queries, keys and values, side by side, change by.
+        change: maps tokens to what is added to queries, keys and values, side by side.
         mask: added to the scores.
     """
     torchs = isinstance(module, nn.MultiheadAttention)
@@ -83,7 +83,7 @@ def attend(
 class Attend(nn.Module):
     """LayerNorm( Q + W_o softmax( Q W_q' (Q W_k')' / sqrt d ) Q W_v' + b ) for the tokens of each image.
 
-    Dropout is that of the attention and of what is added.
+    Dropout applies to the attention and to what is added.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -103,9 +103,9 @@ class Attend(nn.Module):
         context: Float[Tensor, "k d"],
         random: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b c d"], Float[Tensor, "b c d"]]:
-        """Return outputs of the image's token and of the classes' two; dropout only with a generator."""
-        # Images share all tokens but one: what a token alone decides is computed once, W_o with it, as A (V W_o') is
-        # (A V) W_o'.
+        """Return outputs of the image's token and of both tokens of each class; dropout only with a generator."""
+        # Images share all tokens but one: what depends on one token alone is computed once, W_o included, as
+        # A (V W_o') = (A V) W_o'.
         count, size, shared = len(texts), len(images), torch.cat([texts, means, context])
         each = torch.cat([images, shared])
         inner = self.query(each) @ self.key(each).T * each.shape[1] ** -0.5

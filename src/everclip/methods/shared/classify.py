@@ -27,13 +27,13 @@ class HeadConfig(MethodConfig):
 
 
 def softmax_classes(**extra: Any) -> Any:
-    """Return the field of a ``Config`` for the classes in the softmax, with its earlier default if it had another."""
+    """Return the field of a ``Config`` for the classes in the softmax, with its earlier default if that differs."""
     said = "classes in the softmax: all seen so far, or only those with images now"
     return Field(default="present", description=said, json_schema_extra=extra or None)
 
 
 def softmax_labels(classes: str, seen: Sequence[int], train: ImageSet) -> list[int]:
-    """Return the labels of the softmax over these ``classes``, of those seen, in the order learned."""
+    """Return the labels in the softmax by the option ``classes``, among those seen, in the order learned."""
     present = set(np.unique(train.labels).tolist())
     # A class without images would be pushed down by all others, with nothing to hold it up.
     return [label for label in seen if classes == "seen" or label in present]
@@ -56,7 +56,7 @@ class LabelsConfig(ClassesConfig):
 class Classify(Method):
     """Cross-entropy over class embeddings or a linear head. What a config does not offer stays at its default.
 
-    ``seen`` has the labels in the order learned, as a linear head has its rows.
+    ``seen`` has the labels in the order learned, like the rows of a linear head.
     """
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:

@@ -20,7 +20,7 @@ def ridge(
 ) -> Float64[Tensor, "m c"]:
     """Return W = (G + lam I)^-1 (Q + lam prior): the minimum of ``|X W - Y|^2 + lam |W - prior|^2``.
 
-    lam is raised to what a Cholesky factor in fp64 needs at least, about 1e-16 of the trace times m. Raises NonFinite
+    lam is raised to the least that a Cholesky factor in fp64 needs, about 1e-16 m times the trace. Raises NonFinite
     where G is not finite.
     """
     demand_finite(gram)
@@ -69,7 +69,7 @@ class Spectrum:
         return cls(rows.T @ vectors, values.clamp(min=0), vectors.T @ targets)
 
     def predictions(self, rows: Float64[Tensor, "n m"], lams: Sequence[float]) -> Iterator[Tensor]:
-        """Yield what is predicted of other rows, ``[n, c]``, at each of ``lams``."""
+        """Yield predictions for other rows, ``[n, c]``, at each of ``lams``."""
         seen = rows @ self.basis
         return (seen @ (self.targets / (self.values + lam)[:, None]) for lam in lams)
 
@@ -85,7 +85,7 @@ LAMS = tuple(10 ** (step / 8) for step in range(-48, 17))
 """The lams that ``best_lam`` tries, as multiples of the mean of G's diagonal: 1e-6 to 100, eight a decade."""
 
 FREE = 0.1
-"""Fraction of the images' degrees of freedom that ``best_lam`` leaves."""
+"""Least fraction of the images' degrees of freedom that ``best_lam`` leaves."""
 
 
 def best_lam(
@@ -99,11 +99,11 @@ def best_lam(
 
         score(lam) = |Y - X W|^2 / (n - tr H)^2,    H = X (G + lam I)^-1 X',  the same for all classes
 
-    With fewer images than features the score is now and then least where W fits every image, and both parts of it are
-    nearly 0: a lam that leaves less than ``FREE`` of the n degrees of freedom is not chosen.
+    With fewer images than features the score is sometimes least where W fits every image and both its numerator and its
+    denominator are nearly 0, so a lam that leaves less than ``FREE`` of the n degrees of freedom is not chosen.
 
     Exact from the sums, since |Y - X W|^2 and tr H follow from the eigenvalues l_i of G and R = V' Q. The terms are
-    written so that nothing cancels: a direction has left of |R_i|^2 / l_i the share (lam / (l_i + lam))^2.
+    written so that nothing cancels: of |R_i|^2 / l_i, direction i leaves the fraction (lam / (l_i + lam))^2.
 
     Args:
         square: |Y|^2.
@@ -132,13 +132,13 @@ def least(
         unit: mean of G's diagonal.
     """
     rest = square - explained.sum().item()
-    rest = rest if rest > 1e-10 * square else 0.0  # as many directions as rows: rounding is all there is
+    rest = rest if rest > 1e-10 * square else 0.0  # with as many directions as rows, only rounding is left
     lams = unit * torch.tensor(LAMS, dtype=torch.float64, device=spread.device)
     left = lams[:, None] / (spread + lams[:, None])
     error = rest + (left.square() * explained).sum(1)
     free = max(0, count - len(spread)) + left.sum(1)
     scores = (error / free.square()).where(free >= FREE * count, torch.inf)
-    # of a few images with many features even the largest may leave less
+    # with few images and many features even the largest lam may leave less
     scores[-1] = error[-1] / free[-1].square()
     return lams[int(scores.argmin())].item()
 

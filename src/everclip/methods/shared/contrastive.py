@@ -72,7 +72,7 @@ class Pairs:
     """A batch of pairs, each compared with its negatives, after the estimators were updated.
 
     Args:
-        losses: l(d1), l(d2), ``[b, b]`` each, with gradient; of a part of the batch ``[own, b]``.
+        losses: l(d1), l(d2), ``[b, b]`` each, with gradient; for a part of the batch ``[own, b]``.
         among: the negatives N_i.
         log_u: ``[b, 2]``; 0 for a pair without negatives.
         tau: the temperature, or one per pair.
@@ -105,21 +105,21 @@ class Contrastive(Method):
     def __init__(self, config: ContrastiveConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
-        self.can(light=config.negatives != "multi_positive")  # whose positive is other images' business too
+        self.can(light=config.negatives != "multi_positive")  # its positives involve other images
         self.estimators = SampleTable(2)
         self.temperatures = SampleTable(1)
         if config.temperature == "learnable":
             self.register_buffer("tau", torch.tensor(config.tau))
         self.last: dict[str, float] = {}
         self._carried: set[int] = set()
-        self._sums: Tensor  # by class: of losses, and how many
+        self._sums: Tensor  # by class: sum and number of losses
         self.register_buffer("_sums", torch.zeros(2, len(prompts.names)), persistent=False)
 
     def phases(self, task: Task) -> list[Phase]:
         return [Phase(sampler=self.options.sampling)]
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Remember which samples come with an estimator, or forget them all where nothing is carried over."""
+        """Note which samples come with an estimator; drop all estimators if nothing is carried over."""
         if not self.options.carry_over:
             self.estimators, self.temperatures = SampleTable(2), SampleTable(1)
         self._carried = set(self.estimators.ids().tolist())
@@ -139,7 +139,7 @@ class Contrastive(Method):
         return self.last
 
     def state_bytes(self) -> int:
-        return super().state_bytes() - self._sums.nbytes  # which serve the log alone
+        return super().state_bytes() - self._sums.nbytes  # these serve the log alone
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"class_sums": self._sums}
@@ -156,7 +156,7 @@ class Contrastive(Method):
     def compare(self, features: Mapping[str, Tensor], batch: Batch) -> Pairs:
         """Compare each pair with its negatives, and mix the batch's means into the moving averages (equation 4).
 
-        The averages are then used as updated.
+        The updated averages are then used.
         """
         options, share = self.options, batch.share
         among = contrastive.negatives(batch.said, options.negatives)
@@ -196,7 +196,7 @@ class Contrastive(Method):
         own: slice,
         batch: Batch,
     ) -> tuple[Float[Tensor, "a 2"], Float[Tensor, " a"]]:
-        """Return log u of the anchors ``own``, 0 without negatives, and the slope of a learned temperature."""
+        """Return log u of the anchors ``own``, 0 if without negatives, and the slope of a learned temperature."""
         options, own_tau = self.options, tau[own] if isinstance(tau, Tensor) else tau
         old, seen = self.estimators.get(batch.samples[own])
         fresh = contrastive.log_means(losses, among, own_tau)
@@ -229,7 +229,7 @@ class Contrastive(Method):
     def _learn_temperature(
         self, batch: Batch, gradient: Float[Tensor, " b"], active: Bool[Tensor, " b"]
     ) -> None:
-        """Take a step down the objective's gradient in tau; this batch has used the old one."""
+        """Take a step down the objective's gradient in tau; this batch has used the old tau."""
         options = self.options
         low, high = options.temperature_min, options.temperature_max
         if options.temperature == "learnable":
@@ -243,5 +243,5 @@ class Contrastive(Method):
 
 
 def valued(gradient: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return a term with the gradient of one scalar and the value of another: what is logged is the objective."""
+    """Return a term with the gradient of one scalar and the value of another, so that the objective is logged."""
     return gradient + (value - gradient).detach()

@@ -18,7 +18,7 @@ from everclip.methods.shared.frozen import Frozen
 from everclip.system.reading import read_json, readable
 
 DRAWS, BEST = 3, 5
-"""Differences that are read of a pair, and classes that are compared."""
+"""Differences read per pair of classes, and best classes that are compared."""
 Differences = dict[str, dict[str, list[str]]]
 """Class name -> other class's name -> differences."""
 
@@ -35,7 +35,7 @@ class Described(Frozen):
         return clip.encode_text(texts)
 
     def said(self, clip: Clip, batch: Batch) -> tuple[list[int], Float[Tensor, "n d"]]:
-        """Return which images of a batch have a class with a difference from another seen, and one of each in words."""
+        """Return places of images whose class has a difference from another seen, and the embedding of one for each."""
         rng, seen = batch.rng("differences"), {self.prompts.names[label] for label in self.seen}
         places, texts = [], []
         for place, label in enumerate(batch.labels.tolist()):
@@ -66,7 +66,7 @@ class Described(Frozen):
 def compared(
     z: Float[Tensor, "b d"], cosines: Float[Tensor, "b c"], table: Float[Tensor, "c c d"]
 ) -> Float[Tensor, "b c"]:
-    """Return rr: of each image's best classes the mean cosine with what tells each from the others of them; else 0."""
+    """Return rr: for each of an image's best classes the mean cosine with its differences from the others; else 0."""
     best = cosines.topk(min(BEST, cosines.shape[1]), dim=1).indices
     found = torch.zeros_like(cosines)
     for image, classes in enumerate(best):
@@ -76,7 +76,7 @@ def compared(
 
 
 def read_differences(path: str, names: Sequence[str]) -> Differences:
-    """Return the differences of the classes ``names`` alone. Raises UserError: a file unread or of another form."""
+    """Return the differences of the classes ``names`` alone. Raises UserError: an unreadable file, or another form."""
     form = 'use {"class": {"other class": ["difference", ...]}}'
     with readable(f"method.descriptions={path}", form):
         found: Any = read_json(Path(path))

@@ -4,7 +4,8 @@
     P = (S + s m I)^-1,  m = tr(S) / d,           g = mean over classes of mu_k
     score_k = (x - g)' P (mu_k - g) / |P^1/2 (mu_k - g)|
 
-the cosine of P^1/2 (x - g) and P^1/2 (mu_k - g) times the image's own length, which no order of classes depends on.
+the cosine of P^1/2 (x - g) and P^1/2 (mu_k - g) times the image's own length, which does not affect the order of
+classes.
 
 The strength s is that of ridge regression on the same images. With features and one-hot targets centred, T the total
 scatter about the mean of all images and C the cross products,
@@ -13,7 +14,7 @@ scatter about the mean of all images and C the cross products,
 
 spans the same directions as (S + lam / n I)^-1 (mu_k - g) (Hastie, Buja and Tibshirani 1995, penalised discriminant
 analysis, https://doi.org/10.1214/aos/1176324456), and generalised cross-validation (Golub, Heath and Wahba 1979) gives
-the best lam from T, C and n alone: no image is held out or looked at again, and no order of tasks matters.
+the best lam from T, C and n alone: no image is held out or looked at again, and the order of tasks does not matter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from everclip.methods.shared.closed_form import best_lam, demand_finite, ridge, 
 from everclip.methods.shared.statistics import Linear
 
 MOST = 100.0
-"""s where nothing is left to estimate it from: the head is that of class means."""
+"""s where there is nothing to estimate it from: the head is then that of class means."""
 ROUNDING = 1e-12
 """Fraction of the features' mean square below which a variance is taken for 0, and of the means' common length below
 which a mean is taken for the centre."""
@@ -72,7 +73,7 @@ def regular(covariance: Float64[Tensor, "m m"], lam: float) -> Float64[Tensor, "
     """Return covariance + lam I, positive definite for lam > 0."""
     made = covariance.clone()
     made.diagonal().add_(lam)
-    if torch.linalg.cholesky_ex(made).info:  # images taken out were not in G to the last bit
+    if torch.linalg.cholesky_ex(made).info:  # images that were taken out leave rounding errors in G
         values, vectors = torch.linalg.eigh(covariance)
         made = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
     return made

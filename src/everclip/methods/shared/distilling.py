@@ -44,8 +44,8 @@ class DistillingConfig(LabelsConfig):
 class Distilling(Classify):
     """Base of methods that keep the similarities of reference images and texts near a frozen model's.
 
-    The texts' embeddings are the frozen model's on both sides, so that the image tower alone learns from them. The
-    logit scale is not trained. Of data with captions CLIP's own loss stands in place of the cross-entropy over classes.
+    The texts' embeddings are the frozen model's on both sides, so only the image tower learns from them. The logit
+    scale is not trained. For data with captions, CLIP's own loss replaces the cross-entropy over classes.
     """
 
     capabilities = Capabilities(pairs=True)
@@ -65,7 +65,7 @@ class Distilling(Classify):
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
         if batch.texts is None:
             terms = super().loss(features, batch, phase)
-        else:  # captions are no classes: every other pair of the batch is wrong
+        else:  # captions are not classes: every other pair of the batch is a negative
             terms = {"clip": clip_loss(features["image"], features["text"], features["scale"])}
         if "teacher" in features and len(features["teacher"]) and len(self._texts):
             teacher, student = (
@@ -93,21 +93,21 @@ def imagenet() -> list[str]:
 
 
 def sentences() -> list[str]:
-    """Return a thousand times ten random words out of ImageNet's class names, always the same."""
+    """Return a thousand sentences of ten random words from ImageNet's class names, always the same."""
     words = sorted({word for name in open_clip.IMAGENET_CLASSNAMES for word in name.split()})
     drawn = generator(0, "random sentences").integers(len(words), size=(SENTENCES, WORDS))
     return [" ".join(words[word] for word in row) for row in drawn.tolist()]
 
 
 def some(texts: Iterable[str]) -> list[str]:
-    """Return a thousand of these texts at most, the same each time."""
+    """Return at most a thousand of these texts, the same each time."""
     return sorted(texts, key=lambda text: hash64("reference", text))[:SENTENCES]
 
 
 def pictures(clip: Clip, but: Collection[str], count: int) -> UInt8[Tensor, "n 3 s s"]:
     """Return at most ``count`` of the emoji pictures of the package, the same each time, ready for ``clip``.
 
-    Those in ``but`` are left out: a run that learns emoji has its later tasks and test images there.
+    Those in ``but`` are left out: for a run that learns emoji, its later tasks and test images are among them.
     """
     kinds = ("class-incremental", "domain-incremental")
     source = emoji.Emoji(SourceConfig())

@@ -1,16 +1,16 @@
 """Bring the sums over images that are gone from one image tower to another that has been trained since.
 
-Features of both towers are known of some images only: new ones and exemplars. With x a feature of the tower that stays
+Features of both towers are known for some images only: new ones and exemplars. With x a feature of the tower that stays
 and d = z - x its move to the other, over these images
 
-    B   = (X'WX + lam I)^-1 X'WD         lam by generalised cross-validation; lam = inf is no map but the identity
+    B   = (X'WX + lam I)^-1 X'WD         lam by generalised cross-validation; lam = inf leaves M = I
     r   = d - B'x                        what the map leaves, r_k its mean over the images of class k
     M   = I + B
     mu_k -> M'mu_k + m_k / (m_k + 1) r_k,     S -> M'SM + R'WR / tr W
 
-W weighs an exemplar as the images of its class that it stands for, and so tr W is n less what is held out; m_k counts
-the images of class k that both towers have read. The map always starts at the pretrained tower, whose sums are exact,
-so errors of one task are not handed on to the next. Maps of old statistics: SDC (Yu et al. 2020,
+W weighs an exemplar by the number of images of its class that it stands for, so tr W is n less what is held out; m_k
+counts the images of class k that both towers have read. The map always starts at the pretrained tower, whose sums are
+exact, so errors of one task are not handed on to the next. Maps of old statistics: SDC (Yu et al. 2020,
 https://arxiv.org/abs/2004.00440), SLDC (Zhang et al. 2023, https://arxiv.org/abs/2303.05118); these leave out R, the
 covariance of what no map explains.
 """
@@ -48,7 +48,7 @@ class Carrier:
     def gram(
         self, gram: Float64[Tensor, "m m"], sums: Float64[Tensor, "c m"], counts: Int64[Tensor, " c"]
     ) -> Float64[Tensor, "m m"]:
-        """Return G of the other tower: scatter within classes is carried, the means are those that ``sums`` gives."""
+        """Return G of the other tower: the scatter within classes is mapped, the means are those of ``sums``."""
         known = counts > 0
         before, after = (part[known] for part in (sums @ self.map, self.sums(sums, counts)))
         weights = counts[known].double().rsqrt()[:, None]
@@ -72,7 +72,7 @@ class Moves:
         labels: Int64[Tensor, " b"],
         weights: Float64[Tensor, " b"],
     ) -> None:
-        """Add images, whose features on the tower that stays and on the other are given."""
+        """Add images, given their features on the tower that stays and on the other."""
         moves, targets = others - rows, one_hot(labels, len(self.counts)).double()
         weighted = weights[:, None] * rows
         self.gram.addmm_(weighted.T, rows)

@@ -108,7 +108,7 @@ class Expand(Method):
         return head
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """See whether every class has images: a head learned anew without them would not know the rest."""
+        """Check whether every class has images: a head learned anew would not know a class without."""
         self._complete = set(self.head.labels) <= set(np.unique(train.labels).tolist())
 
     def phases(self, task: Task) -> list[Phase]:
@@ -125,7 +125,7 @@ class Expand(Method):
         return bool(self._known and self._new) and self.options.balance == "retrain" and self._complete
 
     def begin_phase(self, clip: Clip, phase: Phase) -> None:
-        """Start the head anew where it is trained anew."""
+        """Reset the head if it is trained anew."""
         if phase.name == "retrain":
             self._start_anew(clip)
 
@@ -165,7 +165,7 @@ class Expand(Method):
         elif self._anew() and self.options.retrain_penalty is not None:
             features, labels = features_once(partial(self._side_by_side, clip), task, new, memory)
             if not set(self.head.labels) <= set(labels.tolist()):
-                return  # the memory, now smaller per class, has lost a class: its row is all that knows it
+                return  # the memory, now smaller per class, has lost a class: only its row still knows it
             self._start_anew(clip)
             scale = clip.logit_scale.exp().detach()
             relearn(self.head, features, labels, scale, self.options.retrain_penalty)
@@ -186,6 +186,6 @@ def auxiliary_target(
 ) -> Int64[Tensor, " b"]:
     """Return 0 for a known class and 1, 2, ... for the new ones, in their order.
 
-    Where no class is new, as when domains come, "known" would be all there is: then the place among the known ones.
+    Where no class is new, as with new domains, all would be 0; so return the place among the known ones instead.
     """
     return columns(new, labels) + 1 if new else columns(known, labels)

@@ -18,10 +18,10 @@ from everclip.seeding import generator, hash64
 def diagonal(
     losses: Iterable[Tensor], parameters: Mapping[str, Tensor], most: float | None
 ) -> dict[str, Tensor]:
-    """Return the mean over ``losses`` of the squared gradient, at most ``most``; 0 of a parameter without gradient.
+    """Return the mean over ``losses`` of the squared gradient, at most ``most``; 0 for a parameter without gradient.
 
     Args:
-        losses: scalars, each made when it is asked for and let go then.
+        losses: scalars, each computed when asked for and released after use.
         parameters: leaves by name; they require gradients from here on.
     """
     leaves = [parameter.requires_grad_() for parameter in parameters.values()]
@@ -36,7 +36,7 @@ def diagonal(
 
 
 def parts(batches: Iterable[Batch], task: Task, limit: int | None, single: bool) -> Iterator[Batch]:
-    """Yield batches, or their images one by one; where they are limited, of the images of the lowest hashes."""
+    """Yield batches, or their images one by one; with a ``limit``, only the images with the lowest hashes."""
     ids = sorted(task.train.ids.tolist(), key=lambda sample: hash64("fisher", sample))
     chosen = set(ids[:limit])
     for batch in batches:
@@ -50,7 +50,7 @@ def parts(batches: Iterable[Batch], task: Task, limit: int | None, single: bool)
 def drawn(logits: Float[Tensor, "1 c"], part: Batch) -> Tensor:
     """Return the column ``[1]`` of a label drawn from the model's softmax for a single image.
 
-    The draw goes by the image's id and not by its place, so that it does not depend on how images are batched.
+    The draw depends on the image's id, not on its place, and so not on how images are batched.
     """
     uniform = generator(part.seed, "fisher", int(part.ids[0])).random()
     below = logits.detach().softmax(1).cumsum(1) <= uniform

@@ -55,10 +55,10 @@ class Frozen(Kept, Method):
         """Make modules before the first task, for features of this width."""
 
     def widen(self, clip: Clip, task: Task) -> None:
-        """Make the modules of a task, whose classes ``seen`` has."""
+        """Make the modules of a task, whose classes are already in ``seen``."""
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Embed the classes seen, which a run that goes on has not done."""
+        """Embed the classes seen, which a resumed run has not done yet."""
         self.text = self.embed(clip, self.seen)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class Frozen(Kept, Method):
         return super().embed(clip, labels)
 
     def places(self, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """Return where labels stand in ``seen``."""
+        """Return the positions of labels in ``seen``."""
         return columns(self.seen, labels)
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Frozen(Kept, Method):
         names, templates = [self.prompts.names[label] for label in labels], self.prompts.templates
         prompts = [fill(template, name) for name in names for template in templates]
         parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-        # whoever asks first: a step that trains in bf16, or the test of a run that continued after its last step
+        # the first caller may be a step in bf16, or the test of a run that resumed after its last step
         with torch.autocast(clip.device.type, enabled=False):
             rows = torch.cat([raw_prompts(clip, part) for part in parts])
         return rows.view(len(names), len(templates), -1).mean(1)
@@ -116,17 +116,17 @@ class Frozen(Kept, Method):
 
 
 def raw_prompts(clip: Clip, prompts: list[str]) -> Float[Tensor, "p d"]:
-    """Return fp32 features as the text tower gives them, computed anew even where a run keeps those of a frozen one."""
+    """Return fp32 features from the text tower, computed anew even where a run keeps those of a frozen one."""
     return clip.text(clip.text.fitted(clip.tokenize(prompts)).to(clip.device)).float()
 
 
 def total(layers: nn.ModuleList, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the sum of what the layers make of rows."""
+    """Return the sum of the outputs of layers for rows."""
     return torch.stack([layer(rows) for layer in layers]).sum(0)
 
 
 def dropped(values: Tensor, share: float, draw: torch.Generator | None) -> Tensor:
-    """Return values with a fraction of them at 0 and the others scaled up; as they are without a generator."""
+    """Return values with a fraction of them at 0 and the others scaled up; unchanged without a generator."""
     if draw is None or share == 0:
         return values
     keep = torch.empty_like(values).bernoulli_(1 - share, generator=draw)
@@ -139,7 +139,7 @@ def random(batch: Batch, stream: str, device: torch.device) -> torch.Generator:
 
 
 def noisy(images: Tensor, noise: float, draw: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
-    """Return uint8 pictures with normal noise, of pixels in 0..1."""
+    """Return uint8 pictures with normal noise, added to pixels in 0..1."""
     pixels = images.to(draw.device) / 255
     changed = pixels + noise * torch.randn(pixels.shape, generator=draw, device=draw.device)
     return (changed.clamp(0, 1) * 255).to(torch.uint8)

@@ -18,7 +18,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.seeding import generator
 
 FLOOR = 1e-4
-"""What is added to each variance of a class that is drawn from."""
+"""Added to each variance of a class that features are drawn from."""
 
 
 class Gaussian(NamedTuple):
@@ -43,7 +43,7 @@ class Gaussian(NamedTuple):
 
 
 def covariance(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """Return the unbiased covariance of at least two rows; 0 of one row."""
+    """Return the unbiased covariance of at least two rows; 0 for one row."""
     centred = rows - rows.mean(0)
     return centred.T @ centred / max(1, len(rows) - 1)
 
@@ -76,7 +76,7 @@ class Sampled(Frozen):
     When its task ends, each class in each domain leaves a Gaussian.
 
     Attributes:
-        roots: name -> Cholesky factor of the covariance, of what earlier tasks left; a name is "label.domain".
+        roots: name -> Cholesky factor of a covariance that an earlier task left; a name is "label.domain".
     """
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
@@ -88,7 +88,7 @@ class Sampled(Frozen):
         self.roots = {name: root(sigma, shrink) for name, sigma in self.part("sigma").items()}
 
     def turn(self, batch: Batch, count: int) -> list[str]:
-        """Return the names whose turn it is in a step: all in random order, and again in another."""
+        """Return the names whose turn it is in a step: all in random order, then all in another."""
         names, found = list(self.roots), []
         for turn in range(count * batch.number, count * (batch.number + 1) if names else 0):
             order = generator(batch.seed, "old classes", batch.key[0], turn // len(names))
@@ -183,7 +183,7 @@ class Rule:
 
 
 def exact(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    """Return unit-length rows in fp64, which Apple's GPUs have not."""
+    """Return unit-length rows in fp64, which Apple's GPUs lack."""
     return normalize((rows.cpu() if rows.device.type == "mps" else rows).double(), dim=1)
 
 

@@ -133,7 +133,7 @@ class GroupWeights:
         return dro.uniform_sampling_weights(p, counts, int(self.counts.sum()), most)
 
     def by_class(self) -> dict[int, float]:
-        """Return the weight of the groups of each label together."""
+        """Return the total weight of each label's groups."""
         weights: dict[int, float] = {}
         for group, p in zip(self.ids.tolist(), self.p.tolist(), strict=True):
             label = group // 2 if self.options.groups == "class_origin" else group % self.classes

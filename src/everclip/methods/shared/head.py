@@ -17,7 +17,7 @@ HeadInit = Literal["zero", "kaiming", "zero_shot"]
 
 
 def initial_rows() -> Any:
-    """Return the field of a method's ``Config`` for it."""
+    """Return the field of a method's ``Config`` for ``HeadInit``."""
     said = "initial value of a head's new rows: 0, random (Kaiming-uniform), or the class embeddings"
     return Field(default="zero", description=said, json_schema_extra={"before": "kaiming"})
 
@@ -50,7 +50,7 @@ class Head(nn.Module):
     def widen(self, count: int, init: HeadInit) -> None:
         """Append columns for ``count`` more features: 0, which leaves every score as it was, or Kaiming-uniform.
 
-        Zeros go with zero-shot rows too: a head that starts as a classifier should not start with noise.
+        Zero-shot rows get zeros too: a head that starts as a classifier should not start with noise.
         """
         rows, width = self.weight.shape
         drawn = kaiming(rows, width + count)[:, :count] if init == "kaiming" else torch.zeros(rows, count)
@@ -59,7 +59,7 @@ class Head(nn.Module):
     @torch.no_grad()
     def align(self, new: Sequence[int]) -> None:
         """Scale the rows of ``new`` so that their mean length is that of the other rows (Zhao et al. 2020,
-        https://arxiv.org/abs/1911.07053); nothing happens where there is no row of one kind, or all of one are 0.
+        https://arxiv.org/abs/1911.07053); nothing happens if one kind has no rows, or only zeros.
         """
         fresh = torch.tensor([label in new for label in self.labels], device=self.weight.device)
         if fresh.any() and not fresh.all():
@@ -73,7 +73,7 @@ class Head(nn.Module):
         return scale * features @ self.weight.T + self.bias
 
     def columns(self, labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """Return where each label's score stands; -1 for a label without a row."""
+        """Return the column of each label's score; -1 for a label without a row."""
         return columns(self.labels, labels)
 
 

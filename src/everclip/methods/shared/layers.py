@@ -68,7 +68,7 @@ class Layers(Kept, LinearStatistics):
         stages, scales = None if config.stages is None else tuple(config.stages), tuple(config.scales)
         pooled = config.feature == "pooled"
         self.read_at(Depths(stages, config.root, config.mirror, scales, config.token, pooled))
-        self._chosen: float | None = None  # s by cross-validation, of the sums as they are
+        self._chosen: float | None = None  # s by cross-validation, from the present sums
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
         for batch in new:
@@ -89,12 +89,12 @@ class Layers(Kept, LinearStatistics):
         self._chosen = None
 
     def take(self, sums: Sums) -> None:
-        """Put a copy of other sums, all of one domain, in place of its own."""
+        """Replace its sums by a copy of others, all of one domain."""
         super().take(sums)
         self.kept, self._chosen = {}, None
 
     def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
-        """Add images to the sums of their domains; those of domain 0 are what the others leave of all."""
+        """Add images to the sums of their domains; those of domain 0 are all less the others."""
         for domain in domains.unique().tolist():
             if domain:
                 there = domains == domain
@@ -110,7 +110,7 @@ class Layers(Kept, LinearStatistics):
         self._chosen = None
 
     def cells(self) -> Cells:
-        """Return sums of each class in each domain that it has images of; in one domain, of each class."""
+        """Return the sums of each class in each domain where it has images; with one domain, of each class."""
         domains = sorted(int(key.removeprefix("sums")) for key in self.kept if key.startswith("sums"))
         if self.options.domain_shrinkage is None:
             domains = []
@@ -121,7 +121,7 @@ class Layers(Kept, LinearStatistics):
         return Cells(sums[there], counts[there], there.nonzero()[:, 1])
 
     def shrinkage(self, cells: Cells) -> float:
-        """Return s, chosen anew once the sums are others."""
+        """Return s, chosen anew when the sums have changed."""
         if self.options.shrinkage != "gcv":
             return self.options.shrinkage
         if self._chosen is None:
@@ -137,7 +137,7 @@ class Layers(Kept, LinearStatistics):
         return head.weight, head.bias
 
     def head(self, labels: list[int]) -> Head:
-        """Return the classifier of these labels, a column for each cell; a label never trained has one of -inf."""
+        """Return the classifier of these labels, a column per cell, and one of -inf for a label never trained."""
         cells, known = self.cells(), self.counts > 0
         place = torch.full((len(known),), -1, device=known.device)
         place[labels] = torch.arange(len(labels), device=known.device)
@@ -162,7 +162,7 @@ class Layers(Kept, LinearStatistics):
         return Head(weight[:, order], bias[order], owner[order], factor)
 
     def drawn(self, cells: Cells, pooled: Float64[Tensor, "c m"]) -> Float64[Tensor, "k m"]:
-        """Return means of the cells, drawn to those of their classes over all domains."""
+        """Return means of the cells, shrunk towards those of their classes over all domains."""
         several = cells.owner.bincount(minlength=len(pooled)) > 1
         extra = (self.options.domain_shrinkage or 0.0) * several[cells.owner].double()[:, None]
         return (cells.sums + extra * pooled[cells.owner]) / (cells.counts[:, None] + extra)

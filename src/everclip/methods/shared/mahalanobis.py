@@ -12,8 +12,8 @@ counts less (Ren et al. 2021, https://arxiv.org/abs/2106.09022, equation 2):
 
 Shrinkage is ours: with fewer images than features S has no inverse. s is that of the closed form (discriminant.py).
 
-An image that is in the sums looks too near. ``left_out`` scores it as if it had never been added, exactly but for n and
-the shrinkage, which stay: with a = x - mu_k and b = x - mu_0, k its class of n_k images,
+An image that is in the sums looks too near. ``left_out`` scores it as if it had never been added, exactly except for n
+and the shrinkage, which stay: with a = x - mu_k and b = x - mu_0, k its class of n_k images,
 
     mu_k <- mu_k - a / (n_k - 1)        S <- S - n_k / (n_k - 1) a a' / n
     mu_0 <- mu_0 - b / (n - 1)          T <- T - b b' / (n - 1)
@@ -34,11 +34,11 @@ from everclip.methods.shared.discriminant import regular, strength, within_covar
 from everclip.methods.shared.statistics import Cells, Statistics
 
 WIDEST = 4096
-"""Largest number of features whose covariance is inverted: seconds of one core."""
+"""Largest number of features whose covariance is inverted, which takes one core seconds."""
 
 
 def usable(method: Statistics, labels: Sequence[int]) -> bool:
-    """Return whether a method's sums know all of some classes, by covariances that are not too large to invert."""
+    """Return whether a method's sums know all these classes, and its covariances are not too large to invert."""
     return method.exact and len(method.gram) <= WIDEST and bool((method.counts[list(labels)] > 0).all())
 
 
@@ -83,10 +83,10 @@ def distances(method: Statistics, labels: Sequence[int]) -> tuple[Quadratic, Qua
 def left_out(
     method: Statistics, rows: Float64[Tensor, "b m"], labels: Int64[Tensor, " b"]
 ) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
-    """Return both distances of images that are in the sums, each as if that image were not.
+    """Return both distances of images that are in the sums, each as if that image were not in them.
 
     Args:
-        rows, labels: the images; no class may have one image alone, or more than one domain.
+        rows, labels: the images; each of their classes needs at least two images, and one domain only.
     """
     cells, mean, offsets, near, far = _parts(method)
     place = torch.searchsorted(cells.owner, labels.to(rows.device))

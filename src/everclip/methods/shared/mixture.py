@@ -19,7 +19,7 @@ from everclip.models.foreign import Block, CustomResidualAttentionBlock, Residua
 ROUTER = 64
 """Width of the router's hidden layer of a mixture."""
 FACTOR, LEAST = 0.1, 0.01
-"""What an expert's output is multiplied with, and the least deviation of a gate's noise."""
+"""Factor of an expert's output, and least standard deviation of a gate's noise."""
 Branch = tuple[Any, nn.Module]
 """The norm that a branch starts with, and the module that it ends with."""
 
@@ -47,7 +47,7 @@ class Mixture(nn.Module):
     """Tokens down to a few channels, a routed sum of 3 x 3 convolutions over their grid, and up again.
 
     Tokens without a place in the grid (the class token) go through each convolution as a map of one pixel and get the
-    plain mean. The layer up starts at zero, so that a new mixture changes nothing.
+    plain mean. The layer ``up`` starts at zero, so that a new mixture changes nothing.
     """
 
     def __init__(self, width: int, bottleneck: int, experts: int, dropout: float) -> None:
@@ -66,7 +66,7 @@ class Mixture(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b l w"], random: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b l w"], Float[Tensor, "b a c s s"]]:
-        """Return what the tokens change by, and the experts' maps; dropout only with a generator ``random``."""
+        """Return the change of the tokens, and the experts' maps; dropout only with a generator ``random``."""
         low = self.act(self.down(tokens)).transpose(1, 2)
         side = math.isqrt(low.shape[2])
         ahead = low.shape[2] - side**2
@@ -95,7 +95,7 @@ class Mixtures(nn.Module):
     def beside(
         self, visual: nn.Module, scale: float, random: torch.Generator | None = None
     ) -> Iterator[list[Tensor]]:
-        """Have each branch give ``branch(norm(x)) + scale * mixture(norm(x))`` while it is open.
+        """While open, have each branch return ``branch(norm(x)) + scale * mixture(norm(x))``.
 
         Yield the maps of each mixture, in the order in which the tower runs.
         """
@@ -114,11 +114,11 @@ class Mixtures(nn.Module):
 def adding(
     places: list[Branch], layers: nn.ModuleList, add: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Have each branch give another output while it is open.
+    """While open, replace the output of each branch.
 
     Args:
         places: the branches; layers: one for each.
-        add: a layer, the tokens before and after the branch's norm, and the branch's own output to the new one.
+        add: maps a layer, the tokens before and after the branch's norm, and the branch's own output to the new one.
     """
     with ExitStack() as hooks:
         for (norm, end), layer in zip(places, layers, strict=True):
@@ -161,7 +161,7 @@ class Experts(nn.Module):
                 nn.init.zeros_(part)
 
     def forward(self, tokens: Float[Tensor, "b l w"], random: torch.Generator | None = None) -> Tensor:
-        """Return what the tokens change by; noise of the gate and dropout only with a generator."""
+        """Return the change of the tokens; noise of the gate and dropout only with a generator."""
         gates = self.gates(tokens[:, 0], random)
         total = torch.zeros_like(tokens)
         for place, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
@@ -172,7 +172,7 @@ class Experts(nn.Module):
     def gates(
         self, first: Float[Tensor, "b w"], random: torch.Generator | None = None
     ) -> Float[Tensor, "b e"]:
-        """Return g of each row of first tokens; 0 of all but two experts."""
+        """Return g for each row of first tokens; 0 for all but two experts."""
         logits = first.float() @ self.router
         if random is not None:
             drawn = torch.randn(logits.shape, generator=random, device=logits.device)
@@ -190,7 +190,7 @@ class BlockExperts(nn.Module):
         self.layers = nn.ModuleList(Experts(width, hidden, count, dropout) for width in widths)
 
     def beside(self, model: nn.Module, random: torch.Generator | None = None) -> AbstractContextManager[None]:
-        """Have each block give ``a + mlp(norm(a)) + experts(a)`` while it is open."""
+        """While open, have each block return ``a + mlp(norm(a)) + experts(a)``."""
 
         def add(experts: nn.Module, before: Tensor, _normed: Tensor, output: Tensor) -> Tensor:
             return output + experts(before, random).to(output)

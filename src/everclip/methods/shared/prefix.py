@@ -17,7 +17,7 @@ ROWS = 8
 
 
 def prefixed(visual: nn.Module, prefixes: Sequence[Float[Tensor, "b r w"]]) -> AbstractContextManager[None]:
-    """Have the first attentions run with prefixes while it is open: the first half of the rows are keys."""
+    """While open, run the first attentions with prefixes: the first half of the rows are keys."""
     return attending(visual, ({"prefix": rows.tensor_split(2, 1)} for rows in prefixes))
 
 

@@ -22,8 +22,8 @@ from everclip.methods.shared.head import Head, HeadClassifier, HeadInit, columns
 PROBE = "probe"
 """Name of the second phase."""
 FALL, ENOUGH, MOST = 0.01, 1e-3, 50
-"""A loss that falls by less than the first in ten iterations, or is below the second, has stopped; that many tens
-at most."""
+"""A loss has stopped falling if ten iterations lower it by less than the fraction ``FALL``, or it is below ``ENOUGH``;
+at most ``MOST`` times ten iterations."""
 CHUNK = 8192
 """Images whose scores are computed at once."""
 
@@ -63,7 +63,7 @@ class ProbeConfig(MethodConfig):
 class Probe(Method):
     """Base of methods whose loss learns features and no classifier.
 
-    The probe sees the images that the method may keep at hand, classes counting alike, through the frozen tower,
+    The probe sees the images that the method may keep at hand, with classes weighted equally, through the frozen tower,
     without weight decay. Its softmax runs over the classes that have images; rows of other classes stay as they are.
     """
 
@@ -106,7 +106,7 @@ class Probe(Method):
         self.head.grow_for(task, clip, self.prompts, self.options.head_init)
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
-        """Note the classes that the probe will meet, and begin their rows anew if it has a phase."""
+        """Note the classes that the probe will meet, and reset their rows if it has a phase."""
         met = train.labels
         if self.probe_data == "new":
             met = met[np.isin(train.ids, task.train.ids)]
@@ -116,7 +116,7 @@ class Probe(Method):
 
     @torch.no_grad()
     def _start(self, clip: Clip, labels: list[int]) -> None:
-        """Begin the rows of these classes anew, unless they are to be kept."""
+        """Reset the rows of these classes, unless they are to be kept."""
         if self.options.probe_start == "fresh":
             rows = self.head.columns(torch.tensor(labels)).tolist()
             self.head.weight[rows] = first_rows(labels, clip, self.prompts, self.options.head_init)
@@ -158,7 +158,7 @@ class Probe(Method):
 def features_once(
     encode: Callable[[Images], Tensor], task: Task, new: Iterable[Batch], memory: Iterable[Batch]
 ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Return features and labels of a task's images and of exemplars, those of the task's own images once."""
+    """Return features and labels of a task's images and of exemplars, which count once if they are from the task."""
     known = torch.as_tensor(task.train.ids)
     met: list[tuple[Tensor, Tensor]] = []
     for batch in new:
@@ -181,7 +181,7 @@ def _among(head: Head, labels: Tensor | NDArray[Any]) -> list[int]:
 def relearn(
     head: Head, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], scale: Tensor, penalty: float
 ) -> None:
-    """Learn a head's rows of the classes that have images, from the values they have, until the loss stops falling."""
+    """Learn a head's rows of the classes that have images, from their present values, until the loss stops falling."""
     wanted = _among(head, labels)
     rows = head.columns(torch.tensor(wanted)).tolist()
     weight, bias = scale * head.weight.detach()[rows], head.bias.detach()[rows]
@@ -198,12 +198,12 @@ def converged(
     bias: Float[Tensor, " c"],
     penalty: float,
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """Return a linear classifier from these values on, by L-BFGS on all images until its loss stops falling.
+    """Return a linear classifier, learned from these values by L-BFGS on all images until its loss stops falling.
 
-    The loss is the mean cross-entropy with all classes counting alike, and penalty / (2 n) times the sum of the squared
-    weights, as in a logistic regression with C = 1 / penalty. It has stopped where ten iterations take less than
-    ``FALL`` of it away, or where there is none left: without a penalty it falls for ever if the classes can be told
-    apart.
+    The loss is the mean cross-entropy, with all classes weighted equally, plus penalty / (2 n) times the sum of the
+    squared weights, as in a logistic regression with C = 1 / penalty. It has stopped when ten iterations lower it by
+    less than the fraction ``FALL``, or when almost none is left: without a penalty it falls for ever if the classes can
+    be separated.
     """
     weight, bias = (part.detach().clone().requires_grad_() for part in (weight, bias))
     counts = target.bincount(minlength=len(weight))
@@ -227,7 +227,7 @@ def converged(
     before = math.inf
     with torch.enable_grad():
         for _ in range(MOST):
-            now = float(optimizer.step(closure))  # before these ten
+            now = float(optimizer.step(closure))  # the loss before these ten
             if now < ENOUGH or before - now < FALL * before:
                 break
             before = now

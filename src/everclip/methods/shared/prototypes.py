@@ -14,7 +14,7 @@ from everclip.methods.shared.frozen import Frozen
 from everclip.models.pooled import projection_of
 
 READ = Phase("prototypes", 1, data="new")
-"""Sees each new image once; nothing learns in it."""
+"""A phase that sees each new image once and trains nothing."""
 
 
 class ClassMeans(Frozen):
@@ -32,7 +32,7 @@ class ClassMeans(Frozen):
         self.kept[f"{prefix}counts"] += targets.sum(0)
 
     def replay(self, draw: torch.Generator, noise: float) -> tuple[Float[Tensor, "k d"], Int64[Tensor, " k"]]:
-        """Return the means of all old classes with normal noise, and where these stand in ``seen``."""
+        """Return the means of all old classes with normal noise, and their positions in ``seen``."""
         old = self.seen[: self.old]
         means = self.kept["sums"][old] / self.kept["counts"][old].clamp(min=1)[:, None]
         places = (self.kept["counts"][old] > 0).nonzero()[:, 0]
@@ -58,13 +58,13 @@ class Prototypes(ClassMeans):
         return normalize(self.raw(clip, images), dim=1)
 
     def prototypes(self) -> Float[Tensor, "c d"]:
-        """Return the means of the classes seen; 0 of one that has no image yet."""
+        """Return the means of the classes seen; 0 for one without an image yet."""
         sums, counts = (self.kept[name] + self.kept[f"new {name}"] for name in ("sums", "counts"))
         return (sums / counts.clamp(min=1)[:, None])[self.seen]
 
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
-        """Take the means anew, from plain images."""
+        """Compute the means anew from plain images."""
         for name in ("sums", "counts"):
             self.kept[f"new {name}"].zero_()
         for batch in new:

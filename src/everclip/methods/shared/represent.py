@@ -34,7 +34,7 @@ class RepresentConfig(ProbeConfig):
 class Represent(Probe):
     """A projector on the image features, kept from task to task, and the frozen model of the task before.
 
-    That model is a copy made at the task's start and let go at its end, so it is no part of the state.
+    That model is a copy made at the task's start and dropped at its end, so it is not part of the state.
     """
 
     def __init__(self, config: RepresentConfig, prompts: Prompts) -> None:
@@ -135,7 +135,7 @@ class TwoViews(Represent):
 
 
 def mlp(width: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
-    """Return linear, ReLU, linear, with a batch norm before the ReLU if asked: by the batch, without running values."""
+    """Return linear, ReLU, linear, with a batch norm before the ReLU if asked, which keeps no running values."""
     between = [nn.BatchNorm1d(hidden, track_running_stats=False)] if norm else []
     return nn.Sequential(nn.Linear(width, hidden), *between, nn.ReLU(), nn.Linear(hidden, out))
 

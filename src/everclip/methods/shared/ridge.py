@@ -24,7 +24,7 @@ Weights = Float64[Tensor, " b"]
 GRID = tuple(10.0**exponent for exponent in range(-8, 9))
 """The lams that are tried."""
 FIT = 0.8
-"""Fraction of a task's images that they are fitted on."""
+"""Fraction of a task's images to fit on; the rest choose lam."""
 CHUNK = 128
 """Images whose random features are made at once."""
 USUAL = 0.3
@@ -64,7 +64,7 @@ class LamConfig(MethodConfig):
 
     @property
     def choice(self) -> str:
-        """The way lam comes about: a value that is given needs no choice by the sums."""
+        """How lam is chosen: a value that is given needs no choice by the sums."""
         return "fixed" if self.lam_choice == "gcv" and self.lam is not None else self.lam_choice
 
 
@@ -80,13 +80,13 @@ class RidgeMethod(LinearStatistics):
 
     Attributes:
         random_features: width of the random layer; 0: none.
-        met: where classes are weighted, tasks that had images of each, whose weights add up to 1 in each.
+        met: where classes are weighted, the number of tasks with images of each; in a task its weights sum to 1.
     """
 
     grid: ClassVar[tuple[float, ...]] = GRID
     """The lams that a choice by images tries."""
     bias: ClassVar[bool] = False
-    """Whether a 1 stands behind the features."""
+    """Whether a 1 is appended to the features."""
     uniform: ClassVar[bool] = False
     """Whether the random layer's weights are uniform in +-1/sqrt(inputs); else they are normal."""
 
@@ -98,7 +98,7 @@ class RidgeMethod(LinearStatistics):
         super().__init__(config, prompts)
         self.options = config
         self.random_features = 0
-        self._best: tuple[int, float] = (0, 0.0)  # lam by cross-validation, and of how many images
+        self._best: tuple[int, float] = (0, 0.0)  # number of images, and lam by cross-validation on them
 
     @property
     def seeded(self) -> bool:
@@ -123,7 +123,7 @@ class RidgeMethod(LinearStatistics):
         super().build(clip, (self.random_features or width) + self.bias)
         self.register_buffer("chosen", self.sums.new_zeros(()))  # 0: none yet
         if self.options.choice == "gcv" and self.options.class_weights:
-            self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, else the number of images
+            self.register_buffer("square", self.sums.new_zeros(()))  # |Y|^2, otherwise the number of images
         if self.options.class_weights:
             self.register_buffer("met", torch.zeros_like(self.counts), persistent=False)
 
@@ -131,7 +131,7 @@ class RidgeMethod(LinearStatistics):
         return super().get_extra_state() | ({"met": self.met} if "met" in self._buffers else {})
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore what is no buffer; of a state without tasks per class, each had one."""
+        """Restore what is no buffer; in a state without ``met``, each class had one task."""
         super().set_extra_state(state)
         if "met" in self._buffers:
             self.met.copy_(state.get("met", self.counts > 0))
@@ -191,7 +191,7 @@ class RidgeMethod(LinearStatistics):
         self.chosen.fill_(self.grid[int(torch.stack(errors).sum(0).argmin())])
 
     def strength(self, prior: Float64[Tensor, "m c"] | None = None) -> float:
-        """Return lam, in units of G; ``prior`` is what the classifier of all labels is drawn to, else 0."""
+        """Return lam, in units of G; ``prior`` is what the classifier of all labels is shrunk towards, else 0."""
         if self.chosen > 0:
             return self.chosen.item()
         count = int(self.counts.sum())
@@ -211,7 +211,7 @@ class RidgeMethod(LinearStatistics):
             known = self.counts > 0
             mean_weights = (
                 self.met.clamp(min=1) / self.counts
-            )  # 0 tasks where images were added apart from any
+            )  # 0 tasks if images were added outside any task
             return lam * mean_weights[known].mean().item()
         return lam
 

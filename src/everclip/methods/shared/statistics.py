@@ -52,7 +52,7 @@ class Statistics(FirstSession):
     The buffers have their final shape from the first task on: features of the model's width, rows for every class.
 
     Attributes:
-        depths: what is read of the tower in place of its features; None: nothing else.
+        depths: what is read from the tower in place of its features; None: its features.
         tower: the image tower that is read at these depths; None: the model's.
     """
 
@@ -76,7 +76,7 @@ class Statistics(FirstSession):
         self.tower: nn.Module | None = None
 
     def read_at(self, depths: Depths) -> None:
-        """Read the tower at these depths, and ahead of its use unless it trains in the first task."""
+        """Read the tower at these depths, in advance unless it trains in the first task."""
         trains = self.capabilities.trains
         self.can(reads="pixels" if trains else "features", depths=None if trains else depths)
         self.depths = depths
@@ -101,11 +101,11 @@ class Statistics(FirstSession):
 
     @property
     def summed(self) -> Sums:
-        """The buffers as sums: what is added to these is added to them."""
+        """The buffers as ``Sums``: adding to these adds to the buffers."""
         return Sums(self.gram, self.sums, self.counts)
 
     def take(self, sums: Sums) -> None:
-        """Put a copy of other sums, of the same width and classes, in place of its own."""
+        """Replace its sums by a copy of others of the same width and classes."""
         where = self.counts.device
         self.sums, self.counts = sums.sums.to(where, copy=True), sums.counts.to(where, copy=True)
         if self.second_moments:
@@ -140,7 +140,7 @@ class Statistics(FirstSession):
             self.add(self.rows(features), labels)
 
     def rows(self, features: Float[Tensor, "b d"]) -> Rows:
-        """Return lifted features in fp64, where the sums are."""
+        """Return lifted features in fp64, on the device of the sums."""
         return self.lift(features).to(self.sums.device).double()
 
     def add(self, rows: Rows, labels: Labels) -> None:
@@ -155,11 +155,11 @@ class Statistics(FirstSession):
 
     @property
     def exact(self) -> bool:
-        """Whether G, Q and n are kept, and are those of images that count once each."""
+        """Whether G, Q and n are kept, and each image counts in them once."""
         return self.second_moments
 
     def cells(self) -> Cells:
-        """Return sums of each class that it has images of."""
+        """Return the sums of each class that has images."""
         there = self.counts > 0
         return Cells(self.sums[there], self.counts[there], there.nonzero()[:, 0])
 

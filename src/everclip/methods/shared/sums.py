@@ -2,8 +2,8 @@
 
     G = sum_i x_i x_i'     Q_k = sum_{i of class k} x_i     n_k = number of images of class k
 
-No image is needed to solve them, or to add to them. Where their content is kept (``ids``), an image counts once and can
-be taken out again, up to the rounding of its features.
+No image is needed to solve them, or to add to them. If the ids of their images are kept (``ids``), an image counts once
+and can be taken out again, up to the rounding of its features.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _none() -> Tensor:
 
 
 def _first(ids: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
-    """Return which of the ids were not met earlier in their row."""
+    """Return which ids occur for the first time."""
     first = torch.zeros(len(ids), dtype=torch.bool)
     first[np.unique(ids.numpy(), return_index=True)[1]] = True
     return first
@@ -68,7 +68,7 @@ class Sums:
         sign: int = 1,
     ) -> None:
         """Add images in place (-1: take out), each as often as its weight says (``counts`` excepted)."""
-        # a matrix product, where adding by index would add in the order in which a GPU's threads come
+        # a matrix product, as adding by index would depend on the order of a GPU's threads
         targets = self.targets(labels)
         self.counts.add_(targets.sum(0).long(), alpha=sign)
         if weights is not None:
@@ -93,7 +93,7 @@ class Sums:
 
     @property
     def means(self) -> Float64[Tensor, "c d"]:
-        """Class means; 0 of a class without images."""
+        """Class means; 0 for a class without images."""
         return self.sums / self.counts.clamp(min=1)[:, None]
 
     @property
@@ -125,7 +125,7 @@ class Sums:
     def minus(
         self, features: Float[Tensor, "b d"], labels: Int64[Tensor, " b"], ids: Int64[Tensor, " b"]
     ) -> Sums:
-        """Take out some images, each once; those that are not in are left alone."""
+        """Take out some images, each once; those that are not in the sums are ignored."""
         there = torch.isin(ids, self.ids) & _first(ids)
         left = ~torch.isin(self.ids, ids[there])
         made = self._shifted(features[there].double(), labels[there], -1)
@@ -137,7 +137,7 @@ class Sums:
         return made
 
     def without(self, part: Sums) -> Sums:
-        """Leave out the images of other sums; which are in the result is not kept."""
+        """Leave out the images of other sums; the result does not keep ids."""
         return Sums(self.gram - part.gram, self.sums - part.sums, self.counts - part.counts)
 
     def without_class(self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Sums:
@@ -148,7 +148,7 @@ class Sums:
         Nothing of the class goes into the result.
 
         Args:
-            known, labels: features of exemplars of the other classes; their labels are those before.
+            known, labels: features of exemplars of the other classes, and their labels before the removal.
         """
         keep = torch.arange(len(self.counts)) != label
         sums, counts = self.sums[keep], self.counts[keep]
@@ -170,20 +170,20 @@ class Sums:
         return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=moved)
 
     def merged(self, place: Int64[Tensor, " c"], classes: int) -> Sums:
-        """Give each class the label ``place[label]`` of ``classes`` labels; classes with one label become one."""
+        """Give each class the label ``place[label]`` of ``classes`` labels; classes with the same label become one."""
         assert bool((place >= 0).all())
         sums = self.sums.new_zeros(classes, self.width).index_add_(0, place, self.sums)
         counts = self.counts.new_zeros(classes).index_add_(0, place, self.counts)
         return replace(self, sums=sums, counts=counts, labels=place[self.labels])
 
     def save(self, file: Path) -> None:
-        """Write them, of G, which is symmetric, the upper half alone. Raises OSError."""
+        """Write the sums, with the upper half of G alone, as it is symmetric. Raises OSError."""
         half = self.gram[*torch.triu_indices(self.width, self.width)]
         save_file({name: value.contiguous() for name, value in (vars(self) | {"gram": half}).items()}, file)
 
     @classmethod
     def load(cls, file: Path) -> Sums:
-        """Read them. Raises ValueError if they do not fit together, or what a damaged file makes safetensors raise."""
+        """Read sums. Raises ValueError if they do not fit together, or what a damaged file makes safetensors raise."""
         found: dict[str, Any] = load_file(file)
         classes, width = found["sums"].shape
         if found["gram"].shape == (width * (width + 1) // 2,):

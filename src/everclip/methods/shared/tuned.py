@@ -42,7 +42,7 @@ class KeyValue(nn.Module):
         self.layers = nn.ModuleList(LowRank(width, rank) for width in widths)
 
     def beside(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Have each attention run with its update while it is open."""
+        """While open, run each attention with its update."""
         return attending(model, ({"change": layer} for layer in self.layers))
 
 
@@ -83,13 +83,13 @@ class Tuned(Prototypes):
 
 
 def mixed(logits: Float[Tensor, "b c"], cosines: Float[Tensor, "b c"], twice: bool) -> Float[Tensor, "b c"]:
-    """Return the probabilities of both sides, four parts of the visual one."""
+    """Return the mean of the probabilities of both sides, the visual one with a weight of 4."""
     text = logits.softmax(1).softmax(1) if twice else logits.softmax(1)
     return (text + 4 * cosines.softmax(1)) / 5
 
 
 def wrong(logits: Float[Tensor, "n c"], places: Int64[Tensor, " n"]) -> float:
-    """Return N, the mean logit of wrong classes; nan of one class."""
+    """Return N, the mean logit of wrong classes; nan if there is only one class."""
     others = torch.ones_like(logits).scatter(1, places[:, None], 0)
     return ((logits * others).sum() / others.sum()).item()
 

@@ -22,14 +22,14 @@ def ordinary(name: str) -> str:
 
 
 def value(clip: Clip, name: str) -> Tensor:
-    """Return the weight (or buffer) of this ordinary name as the towers use it, with gradient into what makes it."""
+    """Return the weight (or buffer) of this ordinary name as the towers use it, with gradients into its parameters."""
     return attrgetter(name)(clip.model)
 
 
 def tower_weights(clip: Clip, trained: bool = False) -> Iterator[str]:
-    """Yield ordinary names of the weights of both towers and of the logit scale, without what ``tune`` holds.
+    """Yield ordinary names of the weights of both towers and of the logit scale, except those that ``tune`` holds.
 
-    With ``trained`` only those that take a gradient now, which is settled from the first step of a phase on.
+    With ``trained``, only those that take a gradient now, which is settled by the first step of a phase.
     """
     every = chain(clip.image_parameters(), clip.text_parameters(), [("logit_scale", clip.logit_scale)])
     return iter(dict.fromkeys(ordinary(name) for name, p in every if p.requires_grad or not trained))
@@ -49,14 +49,14 @@ class Average:
         self.count = 1
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Become the mean that was saved, its values where those of the same names are."""
+        """Become the mean that was saved, each value on the device of the present one of that name."""
         values = state["values"].items()
         self.count = state["count"]
         self.values = {n: old.to(self.values[n].device) if n in self.values else old for n, old in values}
 
     @torch.no_grad()
     def take(self, clip: Clip) -> None:
-        """Count the present weights."""
+        """Include the present weights in the mean."""
         self.count += 1
         for name, mean in self.values.items():
             mean += (value(clip, name) - mean) / self.count
@@ -86,7 +86,7 @@ class Kept(Method):
         self.kept = self._placed(self.kept)
 
     def _placed(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors on the model's device; fp64 and counts, beside which it stands, not on Apple's GPUs."""
+        """Return tensors on the model's device; fp64 tensors and the counts with them on the CPU for Apple's GPUs."""
         if self._device is None:
             return dict(kept)
         beside = (torch.float64, torch.int64) if self._device.type == "mps" else ()
@@ -109,7 +109,7 @@ class Kept(Method):
 
 
 def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return ``(1 - share) anchor + share tuned``, the end points bit for bit; what is no float is ``tuned``'s."""
+    """Return ``(1 - share) anchor + share tuned``, the end points bit for bit; non-floats are ``tuned``'s."""
     if share in (0, 1):
         ends = tuned if share else anchor
         return {
@@ -122,7 +122,7 @@ def blend(anchor: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: floa
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """Return where the largest of some values are: that fraction of them, rounded down."""
+    """Return a mask of the largest values: the fraction ``share`` of them, rounded down."""
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     mask[values.flatten().topk(int(share * values.numel())).indices] = True
     return mask.view_as(values)
