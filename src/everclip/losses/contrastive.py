@@ -17,7 +17,7 @@ Equations 1-5 are those of arXiv 2605.03866. Their text is not public and no cod
 reconstruction, after SogCLR (arXiv 2202.12387) and the bimodal loss of LibAUC; docs/methods.md says what is certain.
 
 In matrices of pairs a row is an anchor. All functions but ``clip_loss``, ``negatives`` and ``differences``
-also take a part of the rows with all the columns, which is how processes share one batch: the mean of the
+also accept part of the rows with all the columns, which is how processes share one batch: the mean of the
 gradients over equal parts is the gradient of the whole.
 """
 
@@ -68,7 +68,7 @@ def sigmoid_loss(
 
     Args:
         image, text: unit length; row i of one belongs to row i of the other.
-        scale: 1 / temperature. At the start of training from nothing the paper has 10, and a bias of -10.
+        scale: 1 / temperature. The paper, which trains from scratch, starts at 10, with a bias of -10.
     """
     sign = 2 * torch.eye(len(image), device=image.device, dtype=image.dtype) - 1
     return -functional.logsigmoid(sign * (scale * image @ text.T + bias)).sum() / len(image)
@@ -95,13 +95,14 @@ def differences(
 
     Args:
         similarity: s, rows images, columns captions.
-        positives: P, itself included: pairs whose mean similarity stands for s(i,i), so that
+        positives: P, each pair itself included: the pairs of the same class (for ``multi_positive``). Their mean
+            similarity takes the place of s(i,i):
 
                 d1(i,j) = s(i,j) - mean_{p in P_i} s(i,p),    d2(i,j) = s(j,i) - mean_{p in P_i} s(p,i)
 
-            for ``multi_positive`` the pairs of the same class. This form is ours, not the paper's. For the
-            identity it equals the average over p of the losses with positive p, tau log mean_j exp( (s(i,j) -
-            s(i,p)) / tau ); for the hinge, which is convex, it is at most that average.
+            This form is ours, not the paper's. For the identity it equals the average over p of the losses with
+            positive p, tau log mean_j exp( (s(i,j) - s(i,p)) / tau ); for the hinge, which is convex, it is at most
+            that average.
     """
     if positives is None:
         own = similarity.diagonal()[:, None]
@@ -156,13 +157,13 @@ def moving_average(
 ) -> Float[Tensor, "*n"]:
     """Return log( (1 - gamma) exp(old) + gamma exp(fresh) ); ``fresh`` itself on a first visit.
 
-    The estimator of equation 4. The rule for the first visit holds per sample: new images and exemplars with
-    a past share batches.
+    The estimator of equation 4. The rule for the first visit holds per sample, as new images and exemplars that were
+    seen before share batches.
 
     Args:
         old, fresh: logarithms.
-        seen: where ``old`` has a value. What is not finite there counts as unseen.
-        gamma: in (0, 1]; 1 keeps the fresh value alone. One per sample: a schedule can spare carried values.
+        seen: where ``old`` has a value. Non-finite values count as unseen.
+        gamma: in (0, 1]; 1 keeps the fresh value alone. With one per sample, a schedule can spare carried values.
     """
     rate = torch.as_tensor(gamma, dtype=fresh.dtype, device=fresh.device)
     mixed = torch.logaddexp(old + torch.log1p(-rate), fresh + rate.log())
@@ -193,7 +194,7 @@ def surrogate(
         log_u: log u1 and log u2, updated with this batch, so that a row's weights sum to 1 / gamma at most.
         among: N; an anchor without any contributes nothing, but counts in B.
         weights: omega, 1 where not given.
-        count: |N_i|, where ``among`` has a part of the negatives alone.
+        count: |N_i|, needed where ``among`` has only part of the negatives.
     """
     count = (among.sum(1, keepdim=True) if count is None else count).clamp(min=1)
     total = torch.zeros((), dtype=log_u.dtype, device=log_u.device)
@@ -235,14 +236,14 @@ def _against(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> Side
 class Part:
     """One process's part of a batch of B pairs, after FastCLIP (Wei et al. 2024, arXiv 2407.01445).
 
-    All features are there, of which this process's rows alone take a gradient. These stand in the losses of their own
-    anchors, and among the columns of every other anchor's. So the gradient is whole once the other anchors' log u and
-    weights are known, one number per sample, and no gradient of a feature has to be exchanged:
+    Each process has all features, but only its own rows take a gradient. These enter the losses of their own anchors,
+    and, as columns, those of every other anchor. So their gradient is complete once the other anchors' log u and
+    weights, a few numbers per sample, are known, and no gradient of a feature has to be exchanged:
 
         own:     (1/B) sum_{i own}     omega_i sum_{j in N_i}      [ w1_ij l(d1(i,j)) + w2_ij l(d2(i,j)) ]
         others:  (1/B) sum_{i not own} omega_i sum_{j in N_i, own} [ the same, with s(i,i) constant ]
 
-    FastCLIP takes its own columns of all anchors, its own ones too, and their rows as constants; the sum is the same.
+    FastCLIP uses its own columns for all anchors, its own included, with their rows as constants; the sum is the same.
 
     Args:
         image, text: ``[B, d]``, unit length; rows of other processes take no gradient.

@@ -21,8 +21,8 @@ def distillation(
     Args:
         teacher, student: logits of the same classes; no gradient flows into the teacher.
         temperature: T > 0.
-        weights: w, with which the teacher's lean to large classes goes out (FOSTER, Wang et al. 2022,
-            https://arxiv.org/abs/2204.04662, section 4.3); None: 1 of each class.
+        weights: w, to remove the teacher's bias towards large classes (FOSTER, Wang et al. 2022,
+            https://arxiv.org/abs/2204.04662, section 4.3); None: 1 for each class.
     """
     soft = (teacher.detach() / temperature).softmax(1)
     if weights is not None:
@@ -35,7 +35,7 @@ def known_outputs(
     now: Float[Tensor, "n c"], stored: Float[Tensor, "n k"], scale: float = 1.0
 ) -> Float[Tensor, " n"]:
     """Return mean_k (scale * now_ik - scale * stored_ik)^2 of each image (Buzzega et al. 2020,
-    https://arxiv.org/abs/2004.07211), over the first k columns: those that were there when the outputs were stored.
+    https://arxiv.org/abs/2004.07211), over the first k columns: those that existed when the outputs were stored.
     """
     return ((scale * (now[:, : stored.shape[1]] - stored)) ** 2).mean(1)
 
@@ -44,7 +44,7 @@ def effective_weights(counts: Int64[Tensor, " c"], beta: float) -> Float[Tensor,
     """Return w_k = (1 - beta) / (1 - beta^n_k), scaled to a mean of 1 (Cui et al. 2019,
     https://arxiv.org/abs/1901.05555).
 
-    Rare classes have w > 1. A class without images counts as one of a single image, the rarest there is.
+    Rare classes have w > 1. A class without images counts as if it had one, the rarest case.
 
     Args:
         counts: images n_k of each class.

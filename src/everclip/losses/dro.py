@@ -5,9 +5,9 @@ For group losses L_1..L_K (equation 6 of arXiv 2605.03866):
     F = max_{p in simplex} sum_k p_k L_k - lambda KL(p, 1/K) = lambda log( (1/K) sum_k exp(L_k / lambda) )
     p_k = exp(L_k / lambda) / sum_k' exp(L_k' / lambda),    grad F = sum_k p_k grad L_k
 
-That there are two equivalent forms is the paper's; that they are these is our reading, the closed form of the
-KL-regularised maximum as LibAUC documents it. A group is any integer id: a class, or a class in a domain.
-Without DRO every image counts once, which is p_k = n_k / n; lambda -> infinity is another thing, p_k = 1 / K.
+The paper says that there are two equivalent forms; that they are these is our reading: the closed form of the
+KL-regularised maximum as LibAUC documents it. A group is any integer id: a class, or a class in a domain. Without DRO
+every image counts once, which is p_k = n_k / n; lambda -> infinity differs: p_k = 1 / K.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def uniform_sampling_weights(
 
     Args:
         p: weight of each image's group.
-        counts: images of each image's group.
+        counts: number of images in each image's group.
         total: n, images in all.
         most: omega is clipped to this, which makes the estimate biased and less noisy.
     """
@@ -81,8 +81,8 @@ def balanced_sampling_weights(
 ) -> Float[Tensor, " b"]:
     """Return omega_i = K p_{y_i}, for classes drawn uniformly and then equally many images of each.
 
-    Where a class has fewer images than the others in the batch, its own count for more: omega_i = K p_{y_i} B / (K_B
-    B_{y_i}) with K_B classes, B images and B_k images of class k in the batch. Unbiased for given p.
+    Where a class has fewer images in the batch than the others, each of them counts for more: omega_i = K p_{y_i} B /
+    (K_B B_{y_i}) with K_B classes, B images and B_k images of class k in the batch. Unbiased for given p.
 
     Args:
         p: weight of each image's class; for groups within a class, p_g n_k / n_g.

@@ -24,7 +24,7 @@ def penalty(
 
 
 def merge(old: Tensor, fresh: Tensor, keep: float, take: float) -> Tensor:
-    """Return ``keep * old + take * fresh``; rows that only ``fresh`` has stay its own.
+    """Return ``keep * old + take * fresh``; rows that only ``fresh`` has stay as they are.
 
     ``keep + take = 1`` is a running mean over tasks (PyCIL), ``take = 1`` with ``keep = gamma`` online EWC (Schwarz et
     al. 2018, https://arxiv.org/abs/1805.06370).
@@ -35,5 +35,5 @@ def merge(old: Tensor, fresh: Tensor, keep: float, take: float) -> Tensor:
 
 
 def first_rows(value: Tensor, like: Tensor) -> Tensor:
-    """Return the rows of a parameter that was grown that ``like``, its past form, had too."""
+    """Return the rows of a grown parameter that ``like``, its earlier form, already had."""
     return value if value.shape == like.shape else value[: len(like)]

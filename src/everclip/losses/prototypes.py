@@ -51,7 +51,7 @@ def prototype_contrast(
     """
     # The inner sum is the same for all images of a class, so it is taken once per prototype.
     own = functional.one_hot(target, logits.shape[1]).to(logits)
-    # a share may be too small for fp32: such an exemplar counts as much as can be said, and not infinitely
+    # a probability may be too small for fp32: such an exemplar gets the largest weight that is not infinite
     tiny = torch.finfo(weights.dtype).tiny
     spread = (logits.T - weights.clamp(min=tiny).log()).logsumexp(1)
     return (own.sum(0) @ spread - (own * logits).sum()) / len(logits)
@@ -60,7 +60,7 @@ def prototype_contrast(
 def mean_contrast(
     z: Float[Tensor, "b d"], means: Float[Tensor, "k d"], target: Int64[Tensor, " b"], tau: float
 ) -> Float[Tensor, ""]:
-    """Return mean_i -log softmax_k( <z_i, p_k>/tau )_{y_i} over images with a target (-1 is none); 0 where none has
+    """Return mean_i -log softmax_k( <z_i, p_k>/tau )_{y_i} over images with a target (-1: none); 0 if no image has
     one."""
     total = functional.cross_entropy(z @ means.T / tau, target, ignore_index=-1, reduction="sum")
     return total / (target >= 0).sum().clamp(min=1)
@@ -70,7 +70,7 @@ def draw_scores(logits: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Fl
     """Return s_j = mean_{k != y_j} exp(l_kj) / sum_j' exp(l_kj'): how much of the other classes' sums an image makes
     up.
 
-    Drawing in proportion to s_j has the least variance for these sums. With one class all scores are 1.
+    Drawing in proportion to s_j estimates these sums with the least variance. With one class all scores are 1.
     """
     classes = logits.shape[1]
     if classes == 1:

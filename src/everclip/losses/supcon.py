@@ -18,7 +18,7 @@ from everclip.losses.distill import distillation
 def others(matrix: Shaped[Tensor, "n n"]) -> Shaped[Tensor, "n n-1"]:
     """Return each row without its entry on the diagonal."""
     n = len(matrix)
-    # Views only: in the flattened matrix an entry of the diagonal follows each n others.
+    # Views only: in the flattened matrix a diagonal entry follows every n others.
     return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
 
@@ -35,7 +35,7 @@ def supervised(
     SimCLR's NT-Xent. A row without a positive has no loss.
 
     Args:
-        labels: what makes a positive.
+        labels: rows with equal labels are positives.
         anchors: A; all rows by default.
     """
     share = others(z @ z.T / tau).log_softmax(1)

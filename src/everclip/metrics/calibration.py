@@ -1,10 +1,10 @@
-"""Measure how far probabilities can be believed, and find the one temperature that makes them believable.
+"""Measure how reliable probabilities are, and find the one temperature that makes them reliable.
 
     p_i = softmax( z_i / T ),   z_i the logits of image i,   T = argmin_T - mean_i log p_i[y_i]      on held-out images
 
 Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2) changes no prediction: the order of
-the classes stays. The objective is convex in 1 / T, so that its minimum is where its derivative crosses 0. Where every
-image is right it never does: the smaller T, the better. The expected calibration error is theirs too (section 2):
+the classes stays. The objective is convex in 1 / T, so its minimum is where its derivative crosses 0. If every image is
+classified correctly it never does: the smaller T, the better. The expected calibration error is theirs too (section 2):
 images in 15 bins of equal width by the probability of their class,
 
     ECE = sum_b |b| / n * | accuracy(b) - mean probability(b) |
@@ -33,8 +33,8 @@ Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Calibration(BaseModel):
     """A temperature, and what it was fitted on.
 
-    The errors are measured by two halves in turn: each with the temperature of the other half. They are not those of
-    the images that a temperature was fitted on, which would flatter it.
+    The errors are measured on two halves in turn, each with the temperature fitted on the other half. On the images
+    that a temperature was fitted on, they would flatter it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -49,7 +49,7 @@ class Calibration(BaseModel):
 
 
 def probabilities(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, "n c"]:
-    """Return softmax(logits / temperature), in double precision; 0 of a class with logit -inf."""
+    """Return softmax(logits / temperature), in double precision; 0 for a class with logit -inf."""
     return special.softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
@@ -71,15 +71,15 @@ def likelihood(
 
 
 def none_best(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> str | None:
-    """Return why no temperature is best, as what the classifier is on the images; None where one is."""
+    """Return why no temperature is best, as words for the classifier on these images; None if one is."""
     if (logits[np.arange(len(logits)), truth] == logits.max(axis=1)).all():
         return "always right"
     return "no better than chance" if _slope(logits, truth, 1 / HIGHEST) >= 0 else None
 
 
 def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:
-    """Return the temperature of the least mean negative log-likelihood, within ``LOWEST`` and ``HIGHEST``; of images
-    for which there is one (``none_best``)."""
+    """Return the temperature with the least mean negative log-likelihood, from ``LOWEST`` to ``HIGHEST``, for images
+    that have one (``none_best``)."""
     low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
     for _ in range(60):
         middle = (low + high) / 2
@@ -97,10 +97,10 @@ def _slope(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], sha
 
 def fit(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], data: str) -> Calibration:
     """Return the temperature of all images, with errors measured by halves (see Calibration); a half that has no best
-    temperature leaves the other as it is.
+    temperature leaves the other half unscaled.
 
     Args:
-        truth: each image's column; none of their logits may be -inf.
+        truth: each image's column, whose logit must not be -inf.
         data: name of the images, for the record.
     """
     even = np.arange(len(truth)) % 2 == 0

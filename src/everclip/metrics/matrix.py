@@ -1,4 +1,4 @@
-"""Keep the accuracy matrix, and compute what continual learning reads from it.
+"""Keep the accuracy matrix, and compute the measures of continual learning from it.
 
 R[t, i] is the accuracy on task i after stage t (0-based here), as a fraction; None where task i has no test images of
 its own, since all its classes were there before. Definitions and their papers: iCaRL (arXiv 1611.07725) for the
@@ -15,7 +15,7 @@ from everclip.metrics.streams import mean
 
 
 class Matrix:
-    """R, one row per stage, with one value ahead: the accuracy on the task that comes next."""
+    """R, one row per stage, and for each stage the accuracy on the task that comes next."""
 
     def __init__(self) -> None:
         self._rows: list[list[float | None]] = []

@@ -4,10 +4,10 @@
     Recall@k = fraction of the queries with r <= k
 
 and the same for texts. An image with several texts is found by the best of them, and its other texts are no rivals; a
-text is found by the best of its images: for five captions to an image and no caption twice, this is the protocol of
+text is found by the best of its images: with five captions per image and no caption repeated, this is the protocol of
 Karpathy and Fei-Fei (2015, https://arxiv.org/abs/1412.2306). A text that several images share is one query, and each of
-its images is right. **Ties count against the query**: rivals within 1e-6 of its score stand before it, so that features
-which tell nothing apart have a recall of 0 and not of 1.
+its images is right. **Ties count against the query**: rivals within 1e-6 of its score rank before it, so that features
+which distinguish nothing have a recall of 0, not 1.
 
 Similarities are computed in blocks: of 30,000 images and 150,000 texts no more than a block is in memory.
 """
@@ -21,13 +21,13 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 TIE = 1e-6
-"""Cosines this near are equal: more than fp32 differs by, less than features mean."""
+"""Cosines this close count as equal: more than the rounding of fp32, less than a meaningful difference."""
 AT = (1, 5, 10)
 """The k of recall."""
 WAYS = "image_to_text", "text_to_image"
 """The directions: captions found by an image, images found by a caption."""
 BLOCK = 1024, 8192
-"""Images and texts of a block of similarities."""
+"""Images and texts per block of similarities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def ranked(
 
     Args:
         images, texts: unit length.
-        pairs: which belong together, as (image, text); each image and each text in one at least.
+        pairs: which belong together, as (image, text); each image and each text in at least one.
         block: images and texts whose similarities are in memory at a time.
     """
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -83,7 +83,7 @@ def ranked(
             scores = images[rows] @ texts[columns].T
             here = own[(own[:, 1] >= columns.start) & (own[:, 1] < columns.stop)]
             scores[here[:, 0] - rows.start, here[:, 1] - columns.start] = -np.inf
-            # what is not lower: a nan stands before the query too
+            # all that is not lower, so that a nan ranks before the query too
             ahead[0][rows] += (~(scores < best[0][rows, None] - TIE)).sum(1)
             ahead[1][columns] += (~(scores < best[1][None, columns] - TIE)).sum(0)
     return Ranks(1 + ahead[0], 1 + ahead[1])
@@ -100,7 +100,7 @@ def _best(
     for part in _blocks(len(pairs), size):
         image, text = pairs[part].T
         scores = np.einsum("pd,pd->p", images[image], texts[text])
-        with np.errstate(invalid="ignore"):  # a nan stays one, and is found behind all others
+        with np.errstate(invalid="ignore"):  # a nan stays nan, and ranks behind all others
             np.maximum.at(best[0], image, scores)
             np.maximum.at(best[1], text, scores)
     return best

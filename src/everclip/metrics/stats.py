@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 EXACT = 20
-"""Differences up to which all sign flips are counted; above, ``DRAWS`` of them are drawn."""
+"""Number of differences up to which all sign flips are counted; beyond it, ``DRAWS`` flips are drawn."""
 DRAWS = 100_000
 LEAST = 3
-"""Values from which on a mean has an interval: that of two is so wide (12.7 standard errors) that it says nothing."""
+"""Fewest values with an interval: that of two is so wide (12.7 standard errors) that it says nothing."""
 _UPTO = 0.975
 """Probability below the upper end of an interval of 95 %."""
 _NORMAL = NormalDist().inv_cdf(_UPTO)
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """A mean difference with its confidence interval and p-value; None where one pair says nothing of them."""
+    """A mean difference with its confidence interval and p-value; None where a single pair cannot give them."""
 
     difference: float
     low: float | None
@@ -49,7 +49,7 @@ def interval(values: Sequence[float]) -> Interval:
     n = len(values)
     mean = min(
         max(math.fsum(values) / n, min(values)), max(values)
-    )  # that of equal values may be rounded away
+    )  # rounding may move the mean of equal values
     if n < LEAST:
         return Interval(mean, None, None, n)
     half = float(special.stdtrit(n - 1, _UPTO)) * _error(values, mean)
@@ -79,8 +79,8 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return p of the paired permutation test, free of a distribution: the fraction of sign flips of the differences
-    with a mean as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
+    """Return p of the paired permutation test, which assumes no distribution: the fraction of sign flips of the
+    differences whose mean is at least as far from 0. It cannot be below 2/2^n: with five seeds not below 0.0625.
 
     All flips are counted up to ``EXACT`` pairs; above, ``DRAWS`` are drawn with a fixed seed and p is not 0.
     """
@@ -96,7 +96,7 @@ def sign_flip(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def mcnemar(first: NDArray[Any], second: NDArray[Any]) -> Paired:
-    """Return the exact McNemar test of two classifiers on the same images: about other images, not other seeds.
+    """Return the exact McNemar test of two classifiers on the same images: it tells of other images, not other seeds.
 
     The interval is Agresti and Min's (2005): Wald's with half an image more in each of the four cells.
 
@@ -116,7 +116,7 @@ def by_chance(first: float, second: float, images: int) -> float:
     interval.
 
     Agresti and Caffo's (2000), as if each were measured on images of its own. On the same images it is at most about as
-    wide, so a larger gap is none of chance; where both models' answers are known, ``mcnemar`` tells smaller ones.
+    wide, so a larger gap is not chance; where both models' answers are known, ``mcnemar`` detects smaller ones.
     """
     if not images:
         return 0.0
@@ -125,8 +125,8 @@ def by_chance(first: float, second: float, images: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979), in the order given: below 0.05 may be called significant
-    together with a chance of 0.05 of one false call at most."""
+    """Return p-values corrected for their number (Holm 1979), in the order given: calling all below 0.05
+    significant has a chance of at most 0.05 of any false call."""
     corrected, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))

@@ -1,4 +1,4 @@
-"""Compute what streams are judged by: classes alike, an area over the stream, groups by frequency, transfer.
+"""Compute measures of streams: macro accuracy, the area over a stream, groups by frequency, transfer.
 
 All accuracies are fractions in 0..1; None where nothing was tested.
 """
@@ -34,7 +34,7 @@ class Transfer(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean; None of nothing. Of accuracies of classes it is macro accuracy: each class counts alike."""
+    """Return the mean; None without values. Over class accuracies it is macro accuracy: each class counts equally."""
     return sum(values) / len(values) if values else None
 
 

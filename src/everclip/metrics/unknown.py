@@ -5,8 +5,8 @@ classes (split conformal prediction: Vovk et al. 2005; Lei et al. 2018, https://
 
     t = s_(k),  k = ceil( (n + 1) (1 - a) ),        an image is unknown if its score is above t
 
-If a further image of known classes comes as these did, it is called unknown with probability at most a, whatever the
-score is, and however few images there are: but n has to be at least 1 / a - 1, or else there is no such k.
+A further image of known classes that is drawn as these were is called unknown with probability at most a, whatever the
+score and however few images there are. But n has to be at least 1 / a - 1, or there is no such k.
 
 How well a score tells two sets apart (Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136; Liang et al. 2018,
 https://arxiv.org/abs/1706.02690): AUROC, the probability that an unknown image has a higher score than a known one, and
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MOST = 999
 """Largest number of scores that are kept: rates down to 0.1 %."""
 ROUNDING = 1e-9
-"""What products of rates and counts are off by at most."""
+"""Largest rounding error of a product of rate and count."""
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -52,13 +52,13 @@ class HeldOut(BaseModel):
         return 1 / (len(self.scores) + 1)
 
     def threshold(self, rate: float) -> float:
-        """Return t of a rate from ``finest`` to 1; see the module."""
+        """Return t for a rate from ``finest`` to 1; see the module."""
         assert self.finest - ROUNDING <= rate < 1
         return self.scores[max(1, math.ceil((len(self.scores) + 1) * (1 - rate) - ROUNDING)) - 1]
 
 
 def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
-    """Keep scores; of more than ``MOST`` as many order statistics, which hold the rate as all of them would.
+    """Keep scores; of more than ``MOST``, so many order statistics, which guarantee the rate as all of them would.
 
     Args:
         values: at least one, all finite.
@@ -70,8 +70,8 @@ def held_out(score: str, data: str, values: Float[np.ndarray, " n"]) -> HeldOut:
 
 
 def images_for(rate: float) -> int:
-    """Return the number of held-out images that a rate of false alarms needs at least; of rates below 1e-18 that of
-    1e-18, whose inverse is finite."""
+    """Return the least number of held-out images for a rate of false alarms; rates below 1e-18 count as 1e-18, whose
+    inverse is finite."""
     return max(1, math.ceil(1 / max(rate, 1e-18) - 1 - ROUNDING))
 
 
