@@ -33,7 +33,7 @@ log = logging.getLogger("everclip")
 
 
 def order(method: str, label: str = "") -> tuple[bool, list[str | tuple[int, str]]]:
-    """Return the sort key of methods wherever several are listed: by name, references last."""
+    """Return the sort key for lists of methods: by name, references last."""
     return method in REFERENCES, natural(label or method)
 
 
@@ -46,7 +46,7 @@ _PRETRAINED = {
 """Metrics of the pretrained model, recorded by every run."""
 
 _NOT_OF_JOINT = ("average", "any_time", "memory_bytes", "kept_bytes")
-"""Metrics that joint training lacks: its one stage has no course, and the images of all tasks are not counted."""
+"""Metrics that joint training lacks: it has a single stage, and the images of all tasks do not count as memory."""
 
 Repetition = tuple[str, ...]
 
@@ -58,7 +58,7 @@ class Row:
     method: str
     options: dict[str, Any]  # keys and values that differ from the method's other rows
     runs: dict[Repetition, Finished] = field(default_factory=dict)  # one per repetition
-    # whether it stands for the pretrained model, whose numbers each of these runs has recorded
+    # whether it is the pretrained model, with the numbers that each of these runs recorded of it
     recorded: bool = False
     varied: bool = False  # whether its repetitions differ in more than the seed
 
@@ -104,9 +104,9 @@ class Section:
 
 
 def known(run: Finished, metric: str) -> float | None:
-    """Return a number of results.json by its key, such as ``cross_domain.transfer``; None without any.
+    """Return the number in results.json under a key such as ``cross_domain.transfer``; None if there is none.
 
-    None, too, for what joint training lacks, such as an average: a run records its last accuracy as that.
+    Also None for what joint training lacks, such as an average, where its runs record the last accuracy.
     """
     if _lacks(run, metric):
         return None
@@ -121,7 +121,7 @@ def _lacks(run: Finished, metric: str) -> bool:
 
 
 def number(run: Finished, metric: str) -> float | None:
-    """Return the same. Raises UserError where the key is unknown or its value is no number."""
+    """Return what ``known`` does. Raises UserError if the key is unknown or its value is not a number."""
     value = known(run, metric)
     if value is None and not _lacks(run, metric) and _within(run.results, metric) is not None:
         numbers = [key for key, value in run.results.items() if type(value) in (int, float)]
@@ -130,7 +130,7 @@ def number(run: Finished, metric: str) -> float | None:
 
 
 def _within(results: Mapping[str, Any], metric: str) -> Any:
-    """Return a key's value; None where it, or a table around it, was not measured; an unknown key itself."""
+    """Return a key's value; None if it or a table around it was not measured; the key itself if it is unknown."""
     value: Any = results
     for key in metric.split("."):
         if value is None:
@@ -142,9 +142,8 @@ def _within(results: Mapping[str, Any], metric: str) -> Any:
 def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -> list[Section]:
     """Return the runs in sections and rows.
 
-    A run to which a key of ``by`` makes no difference (an option of another method; the memory, if its method
-    keeps none) is in every section. Other settings that differ within a method and section make separate rows, but
-    for those that were tuned.
+    A run that a key of ``by`` does not affect (an option of another method; the memory, if its method keeps none) is in
+    every section. Other settings that differ within a method and section make separate rows, except tuned ones.
 
     Args:
         by: config keys; each combination of their values has a section.
@@ -173,7 +172,7 @@ def sections(runs: Sequence[Finished], by: Sequence[str], over: Sequence[str]) -
 
 
 def _told(place: Sequence[Any]) -> list[Any]:
-    """Return the values of a place, ``any`` for what makes no difference."""
+    """Return the values of a place, with ``any`` where the key makes no difference."""
     return ["any" if value is ANY else value for value in place]
 
 
@@ -190,7 +189,7 @@ def _place(run: Finished, key: str) -> Any:
 def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: Sequence[str]) -> list[Row]:
     """Return the rows of one section, sorted; the pretrained model has one even without runs of its own."""
     rows: dict[str, Row] = {}
-    names: dict[str, str] = {}  # of class orders: where a scenario takes no number, several are one
+    names: dict[str, str] = {}  # of class orders: several may give the same tasks
     at = partial(_repetition, names, over)
     for run in runs:
         row = Row(run.method, {key: run.config.get(key) for key in options[run.method]})
@@ -201,7 +200,7 @@ def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: 
     if not any(row.method == REFERENCES[0] for row in rows.values()):
         recorded: dict[Repetition, Finished] = {}
         told = [run for run in runs if run.results.get("zero_shot") is not None and _curve(run)]
-        for run in sorted(told, key=lambda run: -len(_curve(run))):  # that of joint has one stage
+        for run in sorted(told, key=lambda run: -len(_curve(run))):  # the curve of joint has one stage
             recorded.setdefault(at(run), run)
         if recorded:  # features may come without text
             rows[REFERENCES[0]] = Row(REFERENCES[0], {}, recorded, recorded=True)
@@ -211,7 +210,7 @@ def _rows(runs: Sequence[Finished], options: Mapping[str, Sequence[str]], over: 
 
 
 def _repetition(names: dict[str, str], over: Sequence[str], run: Finished) -> Repetition:
-    """Return what tells a run from others of its row; orders that give the same tasks have the name of the first."""
+    """Return what sets a run apart in its row; class orders that give the same tasks share the name of the first."""
     found = [shown(run.value(key)) for key in over]
     if "scenario.order" in over and (classes := run.results.get("classes")):
         place = over.index("scenario.order")
@@ -221,7 +220,7 @@ def _repetition(names: dict[str, str], over: Sequence[str], run: Finished) -> Re
 
 
 def besides_seed(at: Repetition, over: Sequence[str]) -> Repetition:
-    """Return what tells a repetition from others besides the seed."""
+    """Return what sets a repetition apart from others, except the seed."""
     return tuple(value for value, key in zip(at, over, strict=True) if key != "seed")
 
 
@@ -262,7 +261,7 @@ def amount(cost: float, unit: str) -> tuple[str, str]:
 
 
 def _level(cost: float, unit: str) -> str:
-    """Return a cost with its unit, as no two levels share it: bytes in three digits, ``1.45 MB``, ``1.2 kB``."""
+    """Return a cost with its unit, distinct for each level: bytes to three digits, ``1.45 MB``, ``1.2 kB``."""
     if unit != "bytes":
         return f"{cost:,.0f} {unit}"
     scale, name = next((known for known in _BYTES if cost >= known[0]), (1, "bytes"))
@@ -277,10 +276,10 @@ _TOLERANCE = 1.01
 
 
 def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -> list[Section]:
-    """Return a section per section and cost level, with each method's most expensive row that costs no more.
+    """Return a section per section and cost level, with each method's most expensive row within that cost.
 
-    Levels are the costs of ``against``, else of all rows but references, which are in every section.
-    Costs within 1 % are the same. A level with the same rows as the one before, or with one row, is left out.
+    Levels are the costs of ``against``, or else of all rows except references; references are in every section.
+    Costs within 1 % count as equal. A level with the same rows as the one before, or with one row, is left out.
 
     Raises:
         UserError: no level has two methods, or no run of a row has recorded its cost.
@@ -306,7 +305,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
 
 
 def check(sections: Sequence[Section], by: Sequence[str], over: Sequence[str]) -> None:
-    """Raise UserError where runs of a section, or of all sections but for ``by``, are not comparable."""
+    """Raise UserError if runs are not comparable: within a section, or across sections apart from ``by``."""
     repeated, shown_by = (set().union(*map(excused, keys)) for keys in (over, by))
     parts = [dict.fromkeys(run for row in section.rows for run in row.runs.values()) for section in sections]
     everything = dict.fromkeys(run for part in parts for run in part)

@@ -29,7 +29,7 @@ _OWN = (
     *("scenario.kind", "scenario.tasks", "scenario.order", "scenario.validation"),
     "scenario.validation_tasks",
 )
-"""Keys of a scenario with facts of their own; each other key is an option, and a fact by itself."""
+"""Scenario keys with facts of their own; every other scenario key is an option, and itself a fact."""
 _CUT = {"class order", "task order", "test counts"}
 _EXCUSES: dict[str, set[str]] = {
     "model": {"model", "image_size", "templates"},
@@ -52,7 +52,7 @@ _PLAIN = ("tune", "center", "train_captions")
 
 
 def excused(key: str) -> set[str]:
-    """Return the facts that a config key changes, which may differ between runs shown by it or over it."""
+    """Return the facts that a config key changes; they may differ between runs split by it or repeated over it."""
     if _is_fact(key):
         return {key, *_CUT}
     return {"memory accounting"} if key == _POLICY else _EXCUSES.get(key, set())
@@ -98,7 +98,7 @@ def facts(run: Finished) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _keeps_all(policy: str) -> bool:
-    """Return whether a policy of the package keeps all images; others are not run, and taken to keep a part."""
+    """Return whether a policy keeps all images; one from outside the package is not loaded, and assumed not to."""
     return policy in plugins.names("data/policies") and policy_class(policy).keeps == "all"
 
 
@@ -115,7 +115,7 @@ def _vague(key: str, value: Any) -> bool:
 
 
 def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """Return the places of the first two whose fact does not agree; None where all do."""
+    """Return the places of the first two runs that disagree on a fact; None if all agree."""
     values = [facts.get(key, ANY) for facts in known]
     first = min(range(len(values)), key=lambda n: (values[n] is ANY, _vague(key, values[n])))
     other = next((n for n, value in enumerate(values) if not _agree(key, values[first], value)), None)
@@ -123,7 +123,7 @@ def _apart(key: str, known: Sequence[Mapping[str, Any]]) -> tuple[int, int] | No
 
 
 def difference(runs: Sequence[Finished], excuses: Iterable[str] = ()) -> str:
-    """Name the facts in which runs differ, each with two runs and their values; empty without any."""
+    """Name the facts in which runs differ, each with two runs and their values; empty if there are none."""
     known, excuses, words = [facts(run) for run in runs], set(excuses), []
     for key in dict.fromkeys(key for fact in known for key in fact if key not in excuses):
         if (pair := _apart(key, known)) is not None:
@@ -143,7 +143,7 @@ def hint(fact: str, runs: Sequence[Finished]) -> str:
 def sorted_out(
     runs: Sequence[Finished], excuses: Iterable[str] = ()
 ) -> list[tuple[dict[str, Any], list[int]]]:
-    """Return sets of comparable runs, each as the facts known of it and the runs' places.
+    """Return sets of comparable runs, each as its known facts and the places of its runs.
 
     An unknown fact fits anything, so pass the runs with the most known facts first.
     """
@@ -165,7 +165,7 @@ def sorted_out(
 def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
     """Return the config keys other than ``known`` that tell runs of a method apart.
 
-    A key that only changes facts does not count while its facts are the same, nor the memory of runs without one.
+    A key that only changes facts does not count while those facts agree; nor do memory keys of runs without a memory.
     """
     configs = [run.config or {key: run.results.get(key) for key in _PLAIN} for run in runs]
     told = [facts(run) for run in runs]
@@ -183,7 +183,7 @@ def varying(runs: Sequence[Finished], known: Iterable[str]) -> list[str]:
 def distinguishing(parts: Iterable[Sequence[Finished]], known: Iterable[str]) -> list[str]:
     """Return the config keys other than ``known`` in which runs of a method differ within a part.
 
-    Parts are such as memory sizes. A key that was tuned does not count where the others tell as many runs apart.
+    A part is, for example, a memory size. Tuned keys do not count where the others tell as many runs apart.
     """
     parts, known = [part for part in parts if part], set(known)
     keys = list(dict.fromkeys(key for part in parts for key in varying(part, known)))
@@ -202,7 +202,7 @@ def without_memory(run: Finished) -> bool:
     if run.method in REFERENCES:
         return True
     budget = run.value("memory.budget")
-    # a memory of fewer images than classes may end empty: that says nothing of the method
+    # a memory of fewer images than classes may end empty: that says nothing about the method
     if budget is None or (isinstance(budget, int) and budget < len(run.results.get("classes") or "0")):
         return _ask(run)[0]
     kept = run.results.get("memory_bytes")
@@ -223,7 +223,7 @@ def _ask(run: Finished) -> tuple[bool, bool]:
     tables: dict[str, dict[str, Any]] = {"": {"name": run.method}}
     for key, value in run.config.items():
         if key.startswith("method."):
-            # a table of its own holds options of a wrapped method
+            # a nested table holds options of a wrapped method
             table, _, name = key.removeprefix("method.").rpartition(".")
             tables.setdefault(table, {})[name] = value
     own = tables.pop("")
@@ -239,8 +239,8 @@ def _ask_method(choice: str) -> tuple[bool, bool]:
     try:
         config = Config.model_validate({"method": json.loads(choice), "memory": {"budget": 1}})
         return exemplars(config)[0] == 0, method_of(config).seeded
-    except ValueError:  # UserError, and pydantic's of what is no method's name
-        return False, True  # a method that is not here is taken to use memory and the seed
+    except ValueError:  # UserError, or pydantic's where the name is no method
+        return False, True  # an unknown method is assumed to use memory and the seed
 
 
 def shown(value: Any) -> str:

@@ -105,7 +105,7 @@ class Group:
 
     @cached_property
     def forgotten(self) -> list[list[float | None]]:
-        """F, the mean over the runs shown of what each has forgotten: not what their mean has, as maxima differ."""
+        """F, the mean over the runs shown; not the forgetting of their mean R, as maxima differ between runs."""
         return _mean_rows([forgotten(run.matrix) for run in self.shown])
 
 
@@ -180,7 +180,7 @@ def settings(runs: Iterable[RunData]) -> list[Setting]:
     """Sort runs into settings and groups; no run is left out."""
     # Finished runs state all facts, so they come first: an unknown fact fits anything.
     ordered = sorted(runs, key=lambda run: (not run.finished, natural(str(run.path))))
-    found = sorted_out(ordered, excused("memory.policy"))  # a memory of all is a size here
+    found = sorted_out(ordered, excused("memory.policy"))  # here keeping all is one of the memory sizes
     facts = [{key: None if v is ANY else v for key, v in known.items()} for known, _ in found]
     grouped = [_groups([ordered[k] for k in places]) for _, places in found]
     series = {group.series for groups in grouped for group in groups if not group.reference}
@@ -199,7 +199,7 @@ def differing(settings: Sequence[Setting]) -> list[str]:
 def _differing(facts: Sequence[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for known in facts for key in known)
     values = {key: {repr(known.get(key)) for known in facts} for key in keys}
-    return [key for key, different in values.items() if len(different - {"None"}) > 1]  # what is unknown fits
+    return [key for key, different in values.items() if len(different - {"None"}) > 1]  # unknown facts fit
 
 
 def _names(of: Sequence[dict[str, Any]]) -> list[str]:
@@ -228,7 +228,7 @@ def _groups(runs: Sequence[RunData]) -> list[Group]:
     for method in sorted({run.method for run in runs}):
         members = [run for run in runs if run.method == method]
         sizes = _sizes(members)
-        of_size = [  # what needs no memory stands at each size
+        of_size = [  # runs that need no memory count at every size
             [run for run, one in zip(members, sizes, strict=True) if one in (size, None)]
             for size in set(sizes) - {None} or {None}
         ]
@@ -259,7 +259,7 @@ def _sizes(runs: Sequence[RunData]) -> list[Memory]:
 
 def _memory(run: RunData) -> Memory:
     quota, budget = run.value("memory.per_class"), run.value("memory.budget")
-    if isinstance(quota, int) and run.classes:  # no "none"
+    if isinstance(quota, int) and run.classes:  # it may be "none"
         budget = quota * len(run.classes)
     value = run.results.get("memory_budget", budget)
     return "unknown" if value in (None, "none") else value

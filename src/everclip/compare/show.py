@@ -41,7 +41,7 @@ _TEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 WIDE = 100
-"""The width of a terminal from which ranks and memory get columns."""
+"""Terminal width from which ranks and memory get columns."""
 
 
 def _scale(metric: str) -> tuple[float, int]:
@@ -88,7 +88,7 @@ def ends(mean: Json, spread: str, random: bool = True) -> tuple[float, float] | 
 def mean_text(
     mean: Json | None, metric: str, spread: str = "ci", random: bool = True, plus: str = " ± "
 ) -> str:
-    """Return ``71.2 ± 0.8``, or ``71.2 [70.5, 72.1]``; ``71.2 (n=2)`` where two values give no more."""
+    """Return ``71.2 ± 0.8``, or ``71.2 [70.5, 72.1]``; ``71.2 (n=2)`` for two values, too few for an interval."""
     if mean is None:
         return "–"
     scale, digits = _scale(metric)

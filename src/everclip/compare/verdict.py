@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 METRICS = ("last", "average", "forgetting")
 RECALLS = tuple(f"{way}_recall_at_1" for way in WAYS)
-"""Metrics shown beside them for runs on images with captions."""
+"""Metrics shown besides ``METRICS`` for runs on images with captions."""
 STREAMS = (
     "any_time",
     *(f"by_frequency.{group}.accuracy" for group in GROUPS),
@@ -65,7 +65,7 @@ def compare(
         over: config keys of the repetitions.
         against: the method, or the label of the row, to test against; None: the best row of each section.
         equal: "bytes", "steps" or "samples": one section per level of that cost, not per memory size.
-        anyway: show runs together that are not comparable.
+        anyway: show runs together even if they are not comparable.
         spread: what to show beside a mean: its 95 % interval ("ci"), or the "std" or "range" of the repetitions.
 
     Raises:
@@ -144,7 +144,7 @@ def _section(
 def _at_every_seed(
     measured: Sequence[tuple[Row, dict[Repetition, float]]], over: Sequence[str]
 ) -> list[tuple[Row, dict[Repetition, float]]]:
-    """Return rows and values with those of deterministic rows repeated at every seed that another row has."""
+    """Return rows and values, with those of deterministic rows repeated for every seed of another row."""
     if "seed" not in over:
         return list(measured)
     every = dict.fromkeys(at for _, values in measured for at in values)
@@ -169,7 +169,7 @@ def _mean(row: Row, metric: str) -> Json | None:
 def _base(
     measured: Sequence[tuple[Row, dict[Repetition, float]]], metric: str, against: str | None
 ) -> Row | None:
-    """Return the row to test against: the one asked for, else the best one but for references."""
+    """Return the row to test against: the one asked for, else the best that is not a reference."""
     known = [(row, fmean(values.values())) for row, values in measured if values]
     if against is not None:
         asked = [row for row, _ in known if against in (row.label, row.method)]
@@ -182,9 +182,9 @@ def _base(
 def _test(
     one: tuple[Row, dict[Repetition, float]], other: tuple[Row, dict[Repetition, float]], metric: str
 ) -> Json | None:
-    """Return the paired test over the repetitions of both rows; of one run each, McNemar's over its test images.
+    """Return the paired test over the repetitions that both rows have; for single runs, McNemar's over test images.
 
-    ``left_out`` counts the repetitions that only one of them has: their means are over these too.
+    ``left_out`` counts the repetitions that only one row has: its mean includes them.
     """
     (row, values), (base, others) = one, other
     shared = [at for at in values if at in others]
@@ -226,9 +226,9 @@ def _ranks(
 
 
 def _overall(found: Sequence[Section], metric: str) -> Json | None:
-    """Return the mean ranks over sections of the rows that all have; None for one section or one row.
+    """Return the mean ranks, over sections, of the rows that every section has; None for one section or one row.
 
-    Only data sets are independent, so only over these are there tests (``everclip.metrics.ranks``).
+    Only data sets are independent, so only they are tested over (``everclip.metrics.ranks``).
     """
     rivals = [[row for row in section.rows if not row.reference] for section in found]
     means = [

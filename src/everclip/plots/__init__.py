@@ -5,7 +5,7 @@
     ax.figure.savefig("memory.pdf")
 
 Every function takes ``runs`` (run directories, folders of them, patterns, rows or a data frame of
-``everclip.load_runs``) or one ``run``, then ``ax`` (a new figure without), and returns the Axes. Those that draw lines
+``everclip.load_runs``) or one ``run``, then ``ax`` (None: a new figure), and returns the Axes. Those that draw lines
 take ``memory``, ``legend`` and ``styles`` too (``panels.How``). ``matplotlib.rc_context(plots.STYLE)`` around a call
 gives the look of the report page (docs/plots.md).
 """

@@ -63,7 +63,7 @@ def after_each_task(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> A
 
 
 def two_seeds(settings: Iterable[Setting], metric: str) -> bool:
-    """Return whether a group whose bars say something has two seeds, so that bars are ranges.
+    """Return whether some group with meaningful bars has two seeds, so that bars are ranges.
 
     References have no bars, and where every seed gives the same there is nothing to range over.
     """

@@ -80,7 +80,7 @@ class ClassMap:
         return {str(row["class"]): (row["after_learning"], row["last"]) for row in rows}
 
     def of_stage(self, stage: int) -> list[int]:
-        """Return the indices of a stage's records; of all records where the log lacks them."""
+        """Return the indices of a stage's records; of all records if the log has none of it."""
         return [k for k, r in enumerate(self.records) if r.stage == stage] or list(range(len(self.records)))
 
     def nearest(self, step: float) -> Values:
@@ -231,7 +231,7 @@ def weight_map(run: RunData) -> ClassMap | None:
 
 
 def weight_strips(run: RunData) -> list[Panel]:
-    """Return panels of the class weights over steps: their entropy, and the largest with uniform."""
+    """Return panels of the class weights over steps: their entropy, and the largest weight beside uniform."""
     records = [shares(record) for record in run.class_weights]
     curve = [entropy(record) for record in records]
     low = 0.0 if min(curve) < 0.5 else math.floor(10 * min(curve)) / 10
@@ -281,7 +281,7 @@ def _strip(
     title: str,
     suffix: str = "",
 ) -> Panel:
-    """Return a panel of one or two curves over the records; the first of two is the second in look."""
+    """Return a panel of one or two curves over the records; the first of two gets the second look."""
     steps, stages = [record.step for record in records], [record.stage for record in records]
     lines: list[Line] = []
     for k, (name, values) in enumerate(reversed(curves.items())):

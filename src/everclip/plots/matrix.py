@@ -23,9 +23,9 @@ from everclip.plots.tips import Tips
 from everclip.runs.read import RunData
 
 MOST = 60
-"""Most tasks drawn, evenly spaced among more: a thousand tasks would be a million cells."""
+"""Most tasks drawn; of more, evenly spaced ones, as a thousand tasks would be a million cells."""
 _VECTORS = 20
-"""Most columns with cells drawn one by one; more of them are an image."""
+"""Most columns drawn cell by cell; more are drawn as an image."""
 _MOST_NUMBERS = 12
 """Most tasks of a small map with numbers in its cells."""
 Rows = Sequence[Sequence[float | None]]
@@ -235,7 +235,7 @@ def task_heatmap(
     Args:
         runs: differing in their seed alone; or a matrix of fractions ``[stages, tasks]``, None where not measured.
         of: ``accuracy`` in 0..1 (cividis), or ``forgetting`` (orange: points lost since the best; blue: gained).
-        reach: forgetting with the strongest colour.
+        reach: the forgetting that has the strongest colour.
 
     Raises:
         UserError: the runs are of several methods or memory sizes, or no task has been learned.
@@ -261,7 +261,7 @@ def task_heatmap(
 
 
 def _rows(runs: Any) -> tuple[Rows, Rows]:
-    """Return R and what has been forgotten, of a matrix or as means over the runs of one group."""
+    """Return R and the forgetting F, of a matrix or as means over the runs of one group."""
     if isinstance(runs, list | np.ndarray) and len(runs) and np.ndim(cast(Any, runs[0])):
         rows: Rows = [
             [None if value is None or math.isnan(value) else float(value) for value in row]
@@ -276,5 +276,5 @@ def _rows(runs: Any) -> tuple[Rows, Rows]:
 
 
 def lost(forgetting: Rows) -> Rows:
-    """Return what has been forgotten without the first row and the last column, which have no values."""
+    """Return F without the first row and the last column, which have no values."""
     return [row[:-1] for row in forgetting[1:]]

@@ -50,7 +50,7 @@ class Line:
     spans: Sequence[tuple[float, float] | None] = ()  # the interval of each point, if any; empty without any
     dots: Sequence[tuple[float, float]] = ()  # single measurements
     tips: Sequence[str] = ()  # hover texts of the points
-    # of ``Axes.plot``, in place of those of the look
+    # of ``Axes.plot``, overriding those of the look
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     band: tuple[Sequence[float], Sequence[float]] | None = None  # lowest and highest values around the line
     counts: Sequence[int] = ()  # images of each point
@@ -89,7 +89,7 @@ def extent(ax: Axes) -> tuple[float, float]:
 
 
 def show(panel: Panel | None, ax: Axes | None, how: How, reason: str) -> Axes:
-    """Draw a panel on ``ax`` or a new figure. Raises UserError with ``reason`` without a panel."""
+    """Draw a panel on ``ax`` or a new figure. Raises UserError with ``reason`` if there is no panel."""
     if panel is None:
         raise nothing(reason)
     return draw(panel, axes(ax), how.get("legend", True), how.get("styles"))

@@ -20,7 +20,7 @@ from everclip.runs.read import RunData
 def per_class(run: One, ax: Axes | None = None, *, most: int = 30) -> Axes:
     """Draw the accuracy of single classes in %: the pretrained model's, right after the class's task, and at the end.
 
-    The second is left out where classes have test images in several tasks: it is on those of their first task alone.
+    The second is left out where classes have test images in several tasks: it covers those of their first task alone.
 
     Args:
         most: the number of classes to draw, worst at the end on top.

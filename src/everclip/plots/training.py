@@ -19,7 +19,7 @@ from everclip.runs.read import ClassValues, RunData, finite
 MOST_POINTS = 400
 """Most steps drawn one by one; of more, means of neighbouring steps with a band of their range."""
 _BINS = 60  # points of a curve of several runs, each the mean of neighbouring steps
-_FAR = 0.9  # of the longest run: what ends earlier is still in progress, or stopped
+_FAR = 0.9  # of the longest run: curves that end earlier are of runs in progress or stopped
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
 
@@ -56,8 +56,8 @@ def weight_entropy(runs: Runs, ax: Axes | None = None, **how: Unpack[How]) -> Ax
 
 
 def estimators(run: One, ax: Axes | None = None, **how: Unpack[How]) -> Axes:
-    """Draw the mean and largest log u of each batch: moving averages of the global contrastive loss, for how strongly
-    the negatives compete with each pair. Raises UserError without any."""
+    """Draw the mean and largest log u of each batch: moving averages of the global contrastive loss, which tell how
+    strongly the negatives compete with each pair. Raises UserError without any."""
     found = run_of(run)
     values = estimator_values(found).items()
     lines = [step_line(found, key.removeprefix("log_u_"), each, k) for k, (key, each) in enumerate(values)]
@@ -98,7 +98,7 @@ def entropy(of: ClassValues) -> float:
 
 
 def mean_curve(curves: Sequence[Curve | None]) -> Curve | None:
-    """Return the mean over runs and neighbouring steps; of runs that have come far less far, none.
+    """Return the mean over runs and neighbouring steps, without runs that are far behind the longest.
 
     Runs of different lengths, as with class orders by the seed, are interpolated at the longest one's steps.
     """

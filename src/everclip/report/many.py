@@ -59,7 +59,7 @@ def _noise(least: float, images: int) -> str:
 def _by_seeds(group: Group, base: Group | float) -> bool:
     """Return whether the choice of seeds may explain the gap between a group and a base.
 
-    That is where the interval of the differences over seeds includes 0; with two seeds, which have none, their range.
+    It may if the interval of the differences over seeds includes 0; with two seeds, which have none, their range.
     """
     gaps: list[float] = []
     if isinstance(base, Group):
@@ -72,7 +72,7 @@ def _by_seeds(group: Group, base: Group | float) -> bool:
 
 
 def _pairs(first: Group, second: Group) -> list[tuple[RunData, RunData]]:
-    """Return the finished runs of common seeds; one run of a deterministic group stands for every seed."""
+    """Return pairs of finished runs with a common seed; one run of a deterministic group stands for every seed."""
     if not first.random and not second.random:
         return [(first.finished[0], second.finished[0])]
     ones, others = ({run.value("seed"): run for run in group.finished} for group in (first, second))
@@ -198,7 +198,7 @@ def _kept(group: Group) -> Cell:
 
 
 def retention_table(setting: Setting) -> Table:
-    """Return what is left of zero-shot per group, and its calibration."""
+    """Return how much of zero-shot each group retains, and its calibration."""
     rows: list[list[Cell]] = []
     for group in setting.every:
         if not group.finished:
@@ -261,7 +261,7 @@ def cost_table(setting: Setting) -> Table:
 def class_table(setting: Setting) -> tuple[Table, int] | None:
     """Return the accuracy of each class, worst first, means over seeds; and the number of classes.
 
-    The task of each is left out where runs learn it in different ones.
+    The tasks are left out where runs learn a class in different ones.
     """
     groups = [group for group in setting.every if group.finished and group.method != "zero_shot"]
     if not groups:
@@ -278,7 +278,7 @@ def class_table(setting: Setting) -> tuple[Table, int] | None:
                     known["columns"][k].append((row["last"], after))
                     if not group.reference:
                         known["tasks"].add(row["task"])
-    alike = all(len(row["tasks"]) < 2 for row in found.values())  # as orders by the seed are not
+    alike = all(len(row["tasks"]) < 2 for row in found.values())  # unlike with orders by the seed
     rows = [_class_row(row, alike) for row in found.values()]
     columns = ["class", *["task"] * alike, "zero-shot", "mean of all", *(group.label for group in groups)]
     place = columns.index("mean of all")

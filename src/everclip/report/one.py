@@ -125,7 +125,7 @@ def _verdict(run: RunData) -> Json:
 
 
 def _beside_frozen(run: RunData, verdict: Json) -> Json:
-    """Return the verdict beside the frozen features: a run that they beat by more than chance is worse."""
+    """Add the frozen features to a verdict: a run that they beat by more than chance gets the mood worse."""
     done = len(run.accuracy)
     if not done or not run.frozen_features:
         return verdict

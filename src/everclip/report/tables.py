@@ -49,7 +49,7 @@ def table(
 ) -> Table:
     """Return a table and its CSV file, which has numbers in full and the ends of intervals.
 
-    Columns without content are left out; a column in which a row has a value is of numbers.
+    Columns without content are left out; a column with a value in any row is one of numbers.
     """
     rows = list(rows)
     filled = [k for k, _ in enumerate(columns) if any(row[k].text != "–" for row in rows)]

@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page of a template's file and its values, with all texts escaped."""
+    """Return a self-contained HTML page from a template file and its values, with all texts escaped."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
