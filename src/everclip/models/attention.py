@@ -31,7 +31,7 @@ _PLAIN = ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "need_weights
 
 
 class CpuAttention(TorchFunctionMode):
-    """Run attention on the CPU as the module says while it is open; other calls are passed on."""
+    """While open, run attention on the CPU as the module's docstring says; pass all other calls on."""
 
     _open: ClassVar[int] = 0
 
@@ -45,9 +45,9 @@ class CpuAttention(TorchFunctionMode):
 
     @classmethod
     def again(cls) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Return, for ``checkpoint``, what to open the first time, and when something is computed again.
+        """Return what ``checkpoint`` opens for the first computation and for the recomputation.
 
-        That happens in a backward pass, which torch calls with the mode closed.
+        The recomputation happens in a backward pass, which torch runs with the mode closed.
         """
         return nullcontext(), cls() if cls._open else nullcontext()
 
@@ -73,7 +73,7 @@ def _in_fp32(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: An
 
 
 def _float(argument: Any) -> Any:
-    """Return a mask of numbers in fp32; anything else as it is."""
+    """Return a floating-point tensor, such as a mask, in fp32; anything else unchanged."""
     return argument.float() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
@@ -82,7 +82,7 @@ def _is_plain(given: Mapping[str, Any]) -> bool:
     query = given["query"]
     mask = given["attn_mask"]
     same = given["key"] is query and given["value"] is query and query.ndim == 3
-    if mask is not None and not mask.is_floating_point():  # what True means depends on whom it is given to
+    if mask is not None and not mask.is_floating_point():  # what True means differs between the two functions
         return False
     dropped = given["training"] and given["dropout_p"] > 0
     fixed = given["static_k"] is not None or given["static_v"] is not None or given["is_causal"]
@@ -107,6 +107,6 @@ def _self_attention(given: Mapping[str, Any]) -> Float[Tensor, "l b d"]:
 
 @contextmanager
 def in_bf16(device: str) -> Iterator[None]:
-    """Compute in bf16 on a kind of device while it is open, with fast attention on a CPU."""
+    """While open, compute in bf16 on this kind of device, with fast attention on a CPU."""
     with CpuAttention() if device == "cpu" else nullcontext(), torch.autocast(device, torch.bfloat16):
         yield

@@ -1,7 +1,7 @@
 """Bound a model by its weights: whatever its config claims, it is no larger than they are, or is not built.
 
-The model is built without memory first (torch's meta device, 0.1 s). That ends as soon as it has more than its file of
-weights holds; then each tensor must have the shape that it has there.
+The model is built without memory first (torch's meta device, 0.1 s). Building stops as soon as the model outgrows its
+weights file; afterwards each tensor must have the shape that it has in that file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, r
 SPARE = 1 << 26
 """Number of values that a model may have besides its weights: masks, buffers."""
 MOST_PIXELS, MOST_TOKENS = 4096, 20_000
-"""A side of an image; patches of an image, or tokens of a text: attention takes the square."""
+"""Largest side of an image in pixels; most patches of an image or tokens of a text (attention takes the square)."""
 MOST_TENSORS = 5000
 _HEADER = 100 * MIB
 _ZIP = b"PK"
@@ -36,7 +36,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_files(folder: Path, config: str) -> None:
-    """Refuse a model folder with what is no file, or with a config that cannot be read. Raises UserError."""
+    """Refuse a model folder with a pipe, a device, a very large text file or an unreadable config. Raises UserError."""
     wrong = strange(folder)
     try:
         read_json(folder / config)
@@ -68,18 +68,18 @@ def shapes_of(path: Path) -> Shapes:
 
 
 def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose config is not that of its weights. Raises ValueError, Unreadable, or what building it
+    """Refuse a model whose config does not match its weights. Raises ValueError, Unreadable, or what building it
     raises.
 
     Args:
-        source: what open_clip calls it.
+        source: open_clip's name for it.
         model_cfg: its config.
         weights: the file that its weights are read from.
-        options: of ``create_model``, without those that change the model's size.
+        options: those of ``create_model`` that do not change the model's size.
     """
     _check_tokens(model_cfg)
     found = shapes_of(weights) if weights.suffix == ".safetensors" else _shapeless(weights)
-    most = weights.stat().st_size  # a number has a byte at least
+    most = weights.stat().st_size  # a value takes at least a byte
     tensors = min(len(found) or MOST_TENSORS, MOST_TENSORS)
     unread: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": "meta"}
     with torch.device("meta"), within(2 * most + SPARE, 2 * tensors + 1000):
@@ -93,10 +93,10 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
 
 
 def _shapeless(path: Path) -> Shapes:
-    """Return no shapes, as those of a file of ``torch.save`` are unknown until it is read. Raises Unreadable for one
-    that holds more than its size, or BadZipFile."""
+    """Return no shapes: those in a file of ``torch.save`` are unknown until it is read. Raises Unreadable for a file
+    that unpacks to more than its size, or BadZipFile."""
     with open_regular(path) as file:
-        if file.read(2) == _ZIP:  # else a pickle, as old versions wrote it, which packs nothing
+        if file.read(2) == _ZIP:  # else a pickle of an old torch, which compresses nothing
             refuse_packed(file)
     return {}
 
@@ -118,7 +118,7 @@ def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def within(numbers: int, tensors: int) -> Iterator[None]:
-    """Let this thread make modules of so many numbers and tensors at most while open; else raise ValueError."""
+    """While open, limit the modules that this thread makes to so many numbers and tensors. Raises ValueError beyond."""
     mine = threading.get_ident()
     left = [numbers, tensors, 20 * tensors]
 

@@ -16,7 +16,7 @@ from everclip.system.reading import Unreadable, read_json
 
 LITE = "lite"
 FEATURES = "features:"
-"""Prefix of a features file, as data and as a model; as a model also of a width."""
+"""Prefix of a features file, given as data or as a model; as a model, of a width too."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Costs:
             as many.
         image_parameters, text_parameters: of each tower.
         activations: numbers that training keeps for the backward pass of one image, of one prompt.
-        convolutional: whether the image tower is; such towers come less near to a machine's matrix products.
+        convolutional: whether the image tower is; such towers reach less of a machine's speed at matrix products.
         blocks: of each tower, as ``tune=top:K`` counts them.
     """
 
@@ -97,7 +97,7 @@ _CATALOGUE = (
 )
 
 # image and text tower: operations at the model's own size, parameters, blocks; convolutional towers keep about as many
-# numbers for an image as _KEPT_PER_OPERATION says
+# numbers per operation as _KEPT_PER_OPERATION says
 _OTHERS = {
     LITE: (0.768e9, 0.173e9, 3_371_008, 23_949_825, (7, 6), True),
     "RN50": (12.22e9, 5.96e9, 38_316_896, 63_690_241, (4, 12), True),
@@ -120,9 +120,9 @@ def recommended(spec: str, before: bool = False) -> dict[str, Any]:
     """Return values of ``train`` that suit the model ``spec``: ``lr`` (image tower), ``lr_text`` and
     ``weight_decay``; ``before``: those of ``defaults = 1``.
 
-    ``lite`` was never trained as a pair. At 3e-5 its image tower learns new classes at every memory size; at 3e-4,
-    its rate before, it learns faster where there are exemplars and forgets all else where there are none. Every other
-    model gets the usual rate of fine-tuning.
+    ``lite`` was never trained as a pair. At 3e-5 its image tower learns new classes at every memory size; at 3e-4, its
+    former rate, it learns faster with exemplars and forgets everything else without them. Every other model gets the
+    usual fine-tuning rate.
     """
     if spec == LITE:
         return {"lr": 3e-4 if before else 3e-5, "lr_text": 2e-5, "weight_decay": 0.05}

@@ -41,13 +41,13 @@ class Clip(nn.Module):
     batch-norm statistics are frozen and dropout is off, so features are deterministic; gradients flow.
 
     Attributes:
-        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``), or what stands for one (lite_towers).
+        model: the open_clip model (``CLIP`` or ``CustomTextCLIP``), or its stand-in (lite_towers).
         name, config: the spec it was loaded from, and open_clip's own config of the model.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in 0..1.
         eval_transform: the model's own preprocessing of a PIL image up to the uint8 image (resize, crop, RGB).
         trunk: the frozen lower part of the image tower, where it was cut off; else None.
-        text, text_trunk: the text tower; its frozen lower blocks, where what they give is kept, else None.
+        text, text_trunk: the text tower; its frozen lower blocks where their output is kept, else None.
         multihead: whether a tower has torch's own attention.
         center: the mean that is subtracted from image features, if one is.
     """
@@ -104,7 +104,7 @@ class Clip(nn.Module):
 
     @contextmanager
     def running(self, **changes: Any) -> Iterator[None]:
-        """Run the towers in another way while it is open; ``changes`` are fields of ``Way``."""
+        """While open, run the towers differently; ``changes`` are fields of ``Way``."""
         before = self._way
         self._way = before._replace(**changes)
         try:
@@ -113,36 +113,36 @@ class Clip(nn.Module):
             self._way = before
 
     def put(self, model: nn.Module) -> None:
-        """Put another open_clip model of the same architecture in the place of ``model``."""
+        """Replace ``model`` by another open_clip model of the same architecture."""
         self.model = model
         self.text.put(model)
 
     def cut(self, blocks: int, beside: Beside | None = None) -> None:
-        """Cut off all but the last ``blocks`` blocks of the image tower, which from here on never train. Raises
-        UserError where they are not known, or none is left below.
+        """Cut off all but the last ``blocks`` blocks of the image tower; the part cut off never trains again. Raises
+        UserError where the tower's blocks are not known, or none would be cut off.
 
         ``normalise`` then ends with the trunk, ``encode_image`` begins above it, copies of the tower are copies of its
         upper part, and ``save`` writes the whole model as before.
 
         Args:
             blocks: 0 leaves the features themselves.
-            beside: what these are followed by, which who reads it finds there (``pooled.pooled``, ``depths.Depths``).
+            beside: computes what follows the features in each row, for ``pooled.pooled`` or ``depths.Depths`` to read.
         """
         assert self.trunk is None
         self._keys = tuple(self.model.state_dict())
         self.model.visual, self.trunk = cut(self.model.visual, blocks, beside)
 
     def keep_text(self, held: Collection[str], count: int) -> None:
-        """Compute the lower blocks of the text tower, from here on, once for each prompt that is trained on.
+        """From here on, compute the lower blocks of the text tower once for each prompt that is trained on.
 
         Args:
             held: names of parameters that never train from here on.
-            count: last blocks of the text tower that are not among them.
+            count: number of last blocks of the text tower whose parameters are not among them.
         """
         self.text_trunk = TextTrunk.of(self.model, held, count, self._raw_text)
 
     def keep_features(self) -> None:
-        """Compute the features of a trained prompt once, from here on, where no text parameter trains."""
+        """From here on, compute the features of a training prompt only once while no text parameter trains."""
         self._text_rows = Kept()
 
     def preprocessing(self) -> dict[str, Any]:
@@ -156,9 +156,8 @@ class Clip(nn.Module):
     def normalise(self, images: Images) -> Float[Tensor, "b ..."]:
         """Turn images into the model's input on its device: uint8 pixels divided by 255, minus mean, over std.
 
-        Where the image tower was cut, its upper part's input: what the trunk makes of the pixels, or of such
-        activations, as they were kept, the same in fp32. What is normalised stays as it is; for several towers that
-        take the same images, call it once.
+        Where the image tower was cut, return its upper part's input: the trunk's output for pixels, or kept activations
+        in fp32. Normalised images are returned unchanged; for several towers that take the same images, call this once.
         """
         pictures = images.dtype == torch.uint8
         if not pictures and self.trunk is None:
@@ -172,17 +171,17 @@ class Clip(nn.Module):
         return self.trunk(values) if pictures and self.trunk is not None else values
 
     def encode_image(self, images: Images, tower: nn.Module | None = None) -> Float[Tensor, "n d"]:
-        """Return unit-length fp32 features of images by the image tower or a copy, of the whole batch if shared."""
+        """Return unit-length fp32 features of images from the image tower or a copy; of the whole batch if shared."""
         inputs = self.normalise(images)
         return self.whole(self.unit(self._raw_image(inputs) if tower is None else tower(inputs)))
 
     def whole(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
-        """Return rows of the whole batch where several processes share it and each has made those of its images."""
+        """Return the whole batch's rows where several processes share it, from the rows of this process's images."""
         share = self._way.share
         return rows if share is None else share.whole(rows)
 
     def unit(self, raw: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return unit-length fp32 features of what the image tower gives."""
+        """Return the image tower's output as unit-length fp32 features, centred where a mean is set."""
         features = nn.functional.normalize(raw.float(), dim=-1)
         if self.center is not None:
             features = nn.functional.normalize(features - self.center, dim=-1)
@@ -200,10 +199,10 @@ class Clip(nn.Module):
         return self.center is not None
 
     def center_images(self, mean: Float[Tensor, " d"] | Sequence[float]) -> None:
-        """Subtract ``mean``, that of unit-length image features, from here on before features are made unit length.
+        """From here on, subtract ``mean``, the mean of unit-length image features, and make features unit length again.
 
-        CLIP's image features lie in a narrow cone (Liang et al. 2022, https://arxiv.org/abs/2203.02053); with their
-        mean gone, cosines spread. ``save`` keeps the mean in the config file, where plain open_clip ignores it.
+        CLIP's image features lie in a narrow cone (Liang et al. 2022, https://arxiv.org/abs/2203.02053); without their
+        mean, cosines spread out. ``save`` keeps the mean in the config file, where plain open_clip ignores it.
         """
         self.center = torch.as_tensor(mean, dtype=torch.float32, device=self.device)
 
@@ -216,7 +215,7 @@ class Clip(nn.Module):
         return self._encode_prompts(prompts, share is not None)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "p length"]:
-        """Return token ids on the CPU, without columns of padding alone where the tower masks padding."""
+        """Return token ids on the CPU; where the tower masks padding, columns that are all padding are left out."""
         return self.text.tokenize(prompts)
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
@@ -235,7 +234,7 @@ class Clip(nn.Module):
         return ((name, p) for name, p in self._trainable() if not name.startswith("visual."))
 
     def hold(self, names: Collection[str]) -> None:
-        """Count these parameters (names of ``model``) from here on as no tower's; they are not trained."""
+        """From here on, count these parameters (names of ``model``) for neither tower: they do not train."""
         self._held = frozenset(names)
 
     def held(self) -> set[int]:
@@ -251,7 +250,7 @@ class Clip(nn.Module):
         write_text_tower(Path(folder), self.model, self._tokenizer)
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Return the model's state with that of the trunk in its place."""
+        """Return the whole model's state, that of a trunk included."""
         state = self.model.state_dict()
         return state if self.trunk is None else self.trunk.joined(self._keys, state, "visual.")
 
@@ -267,17 +266,17 @@ class Clip(nn.Module):
         return in_pieces(self.model.encode_image, images, pieces)
 
     def _encode_prompts(self, prompts: Sequence[str], shared: bool) -> Float[Tensor, "p d"]:
-        """Return ``encode_text`` in this process, or ``shared``: each encodes a part of the distinct prompts."""
+        """Encode prompts in this process alone or, if ``shared``, a part of the distinct prompts in each process."""
         distinct = list(dict.fromkeys(prompts))
         size = _TEXT_CHUNK
-        if not torch.is_grad_enabled() and self.device.type == "cpu":  # as little padding as can be
+        if not torch.is_grad_enabled() and self.device.type == "cpu":  # as little padding as possible
             distinct.sort(key=self.text.length)
             size = _SORTED_CHUNK
         row, count = {prompt: index for index, prompt in enumerate(distinct)}, len(distinct)
         shared = shared and count >= collectives.size()
         every = (slice(start, start + size) for start in range(0, count, size))
         chunks = [distinct[part] for part in (collectives.chunks(count, size) if shared else every)]
-        # a piece is computed again when it may no longer be so
+        # bound here: a piece may be computed again when ``_way`` is another one
         encode = partial(self._encode_distinct, bf16=self._way.text_bf16)
         features = torch.cat([in_pieces(encode, chunk, self._way.pieces) for chunk in chunks])
         if shared:
@@ -286,11 +285,11 @@ class Clip(nn.Module):
         if distinct == [*prompts]:
             return features
         rows = torch.tensor([row[prompt] for prompt in prompts], device=features.device)
-        # not features[rows]: its backward adds in the order in which threads come, so no two runs would be equal
+        # not features[rows]: its backward adds in the order in which threads finish, so no two runs would be equal
         return features.index_select(0, rows)
 
     def _encode_distinct(self, prompts: list[str], bf16: bool) -> Float[Tensor, "p d"]:
-        # what is kept serves training; for an evaluation's many prompts it is not worth its memory
+        # rows are kept for training only: those of an evaluation's many prompts are not worth their memory
         training = torch.is_grad_enabled()
         weights = [*self._text_weights()] if training and self._text_rows is not None else []
         if self._text_rows is not None and weights and not any(weight.requires_grad for weight in weights):

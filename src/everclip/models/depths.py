@@ -1,14 +1,14 @@
 """Read a frozen image tower at several depths, from several views of a picture, as one vector.
 
     block_0        the tower's output, or its output before the projection
-    block_j        what its j-th last block gives: the mean over positions of a stage's map, or a token of a transformer
+    block_j        the output of its j-th last block: the mean over a stage's positions, or a token of a transformer
     f(view)        [ w_0 unit(r(block_0)) ; w_1 unit(r(block_1)) ; ... ],   r(a) = sign(a) sqrt(|a|) or a
     x              unit( mean of f over the views )
 
-Views are the picture at each scale, and its mirror image at each. A block's unit length makes its weight its share of
-|x|^2, whatever the tower's activations are; the signed root (Perronnin et al. 2010,
+Views are the picture at each scale, and its mirror image at each. As each block has unit length, its weight alone sets
+its share of |x|^2, whatever the tower's activations are; the signed root (Perronnin et al. 2010,
 https://doi.org/10.1007/978-3-642-15561-1_11) brings few large activations and many small ones nearer to each other.
-Means of stages beside the output are hypercolumns without their positions (Hariharan et al. 2015,
+Means of stages next to the output are hypercolumns without their positions (Hariharan et al. 2015,
 https://arxiv.org/abs/1411.5752).
 """
 
@@ -37,19 +37,19 @@ USUAL = (0.5, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Depths:
-    """What is read of a tower.
+    """What is read from a tower.
 
     Args:
-        weights: of the last blocks beside the output, whose weight is 1; the last block's first. None: those of
-            ``USUAL``, as far as the tower has blocks that are known.
+        weights: of the last blocks, the very last first; the output has weight 1. None: those of ``USUAL``, as far as
+            the tower's blocks are known.
         root: whether activations become their signed square roots.
         mirror: whether the mirror image is read too, where there are images.
         scales: sides of the views, as multiples of the picture's.
         token: what is read of a transformer's block: the class token, where there is one, or the mean of the patches.
         pooled: whether the output is the one before the projection.
-        raw: whether the blocks are read as they are, and alone: those of ``weights`` above 0 that the tower has. A
-            convolutional tower's output counts as its last block there, as what follows its stages may be much more
-            than a norm and a projection.
+        raw: whether only the blocks are read, unscaled: those with a weight above 0 that the tower has. A convolutional
+            tower's output then counts as its last block, as what follows its stages may be much more than a norm and a
+            projection.
     """
 
     weights: tuple[float, ...] | None = None
@@ -61,7 +61,7 @@ class Depths:
     raw: bool = False
 
     def check(self, visual: nn.Module) -> None:
-        """Refuse a tower that cannot be read so. Raises UserError."""
+        """Refuse a tower that cannot be read this way. Raises UserError."""
         blocks = Parts.of(visual, self._otherwise).blocks if self.weights else ()
         if self.weights and len(self.weights) > len(blocks) and not self.raw:
             raise UserError(
@@ -72,8 +72,8 @@ class Depths:
             raise UserError("this image tower takes no other sizes: use method.scales=[1.0]")
 
     def read(self, visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b m"]:
-        """Return the rows x, in fp32, of normalised pictures, or of what a trunk that reads so has made of them. Raises
-        UserError as ``check`` and ``pooled``."""
+        """Return the rows x, in fp32, of normalised pictures, or from a trunk's output that holds them. Raises
+        UserError like ``check`` and ``pooled``."""
         if isinstance(visual, Features):
             assert visual.width is not None
             return images[:, visual.width :]
@@ -82,7 +82,7 @@ class Depths:
     def beside(
         self, visual: nn.Module, images: Float[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
-        """Return the tower's output, and the rows beside it. Raises UserError as ``read``."""
+        """Return the tower's output and the rows x. Raises UserError like ``read``."""
         self.check(visual)
         side, total, output = images.shape[-1], None, None
         for scale in self.scales:
@@ -140,7 +140,7 @@ def side_by_side(blocks: Sequence[Tensor], weights: Sequence[float], root: bool)
 
 @contextmanager
 def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """Yield the list that outputs of the last ``count`` blocks are put in while it is open."""
+    """While open, collect the outputs of the last ``count`` blocks in the list that is yielded."""
     heard: list[Tensor] = []
 
     def hear(_: nn.Module, __: Any, found: Any) -> None:
@@ -154,7 +154,7 @@ def _listening(visual: nn.Module, count: int) -> Iterator[list[Tensor]]:
 
 
 def _summary(visual: Any, hidden: Tensor, token: Token) -> Float[Tensor, "b c"]:
-    """Return a vector for each picture of what a block gives: a map ``[b, c, h, w]`` or tokens ``[b, n, c]``."""
+    """Return a vector per picture from a block's output: a map ``[b, c, h, w]`` or tokens ``[b, n, c]``."""
     if hidden.ndim == 4:
         return hidden.mean((2, 3))
     if isinstance(visual, VisionTransformer):
@@ -172,5 +172,5 @@ def resized(images: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 s
 
 
 def _output(found: Any) -> Tensor:
-    """Return the features of a tower that may give its tokens too."""
+    """Return the features from a tower's output, which may hold its tokens too."""
     return found[0] if isinstance(found, tuple) else found

@@ -1,9 +1,9 @@
 """Speed up depthwise convolutions with large kernels, whose weight gradient is slow in torch on a CPU.
 
 The gradient of a kernel is a convolution too, of the inputs with the gradient of the outputs, image by image and
-channel by channel, added up over images. Asked for as that, with images times channels as groups, oneDNN has a fast way
-for it; asked for as a weights' gradient it has one for 3 x 3 kernels alone. docs/decisions/0008-exact-fast-step.md has
-the numbers.
+channel by channel, added up over images. When called as such a convolution, with images times channels as groups,
+oneDNN computes it fast; when called as a weight gradient, only for 3 x 3 kernels.
+docs/decisions/0008-exact-fast-step.md has the numbers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from everclip.models.foreign import Conv2dSame, name_of
 from everclip.models.same import padded
 
 MOST_SIDE = {1: 14, 2: 6}
-"""Of the outputs, which are the kernels of that convolution, by stride; with larger ones torch's way is faster."""
+"""Largest side of the outputs (the kernels of that convolution), by stride; above it torch's way is faster."""
 
 KINDS = {name_of(nn.Conv2d), "timm.layers.conv2d_same.Conv2dSame"}
 """Names of the classes of convolutions that are replaced."""
 
 
 def suits(module: nn.Module) -> bool:
-    """Return whether ``forward`` is a form of a module's that may be faster."""
+    """Return whether ``forward`` may be faster than the module's own forward pass."""
     return (
         isinstance(module, nn.Conv2d)
         and name_of(type(module)) in KINDS
@@ -40,7 +40,7 @@ def suits(module: nn.Module) -> bool:
 
 
 def forward(module: nn.Conv2d, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-    """Return ``module(images)``, whose weights' gradient is computed in another way where that is faster."""
+    """Return ``module(images)``, with the weight gradient computed the other way where that is faster."""
     padding, stride = module.padding, module.stride[0]
     if isinstance(module, Conv2dSame):
         images, padding = padded(images, module), (0, 0)
@@ -73,6 +73,6 @@ class _Depthwise(torch.autograd.Function):
         kernels = gradient.contiguous().flatten(0, 1)[:, None]
         one = images.contiguous().flatten(0, 1)[None]
         found = F.conv2d(one, kernels, None, 1, ctx.padding, ctx.stride, len(kernels))
-        height, width = weight.shape[2:]  # a last row of images that the strides leave out makes one more
+        height, width = weight.shape[2:]  # input rows at the end that the strides skip make one more
         each = found[0, :, :height, :width].unflatten(0, (len(images), len(weight)))
         return inputs, each.sum(0)[:, None], gradient.sum((0, 2, 3)) if ctx.bias else None, None, None

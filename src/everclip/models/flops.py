@@ -1,7 +1,7 @@
 """Count floating-point operations, parameters and activations of open_clip's transformers from a model's config.
 
-A multiplication and an addition are two operations. Counted are matrix products and the patch convolution, which is
-what torch's flop counter sees; softmax, norms and activations are some per cent beside them. Imports no torch.
+A multiplication and an addition are two operations. Matrix products and the patch convolution are counted, as by
+torch's flop counter; softmax, norms and activations would add a few per cent. Imports no torch.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ In evaluation mode batch norm is a scale and a shift per channel, and so part of
     scale = gamma / sqrt(variance + eps)
     norm(convolve(x, W)) = convolve(x, scale W) + (beta - mean scale)
 
-The parameters stay where they are, under their names: the product is taken anew in each pass, over the weights, which
-are few beside the activations that no longer pass through a layer of their own. Where gamma and beta train the layers
-run as ever; benchmarks/step.md has the numbers of both.
+The parameters keep their places and names: each pass computes the product anew, over the weights, which are few
+compared with the activations that no longer pass through a layer of their own. Where gamma or beta trains, the layers
+run as usual; benchmarks/step.md has the numbers of both.
 
-A frozen depthwise convolution with a stride, whose padding is one wider at the right and at the bottom, takes a kernel
-with a row and a column of zeros in front in place of a padded copy of its input: the same sums.
+For a frozen depthwise convolution with a stride, whose padding is one wider at the right and at the bottom, the kernel
+gets a leading row and column of zeros instead of padding a copy of the input: the sums are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from everclip.models.same import Conv2dSame, same_padding
 
 
 class _Folded:
-    """What the folded kinds of convolution share; ``norm`` is the layer behind them, no child of theirs."""
+    """The common part of folded convolutions; ``norm`` holds the layer after them, which is no child of theirs."""
 
     norm: tuple[Any]
 
@@ -52,19 +52,19 @@ class _Folded:
         return weight * scale[:, None, None, None], bias
 
     def _normed(self: Any, images: Tensor) -> Tensor:
-        """Return the norm itself."""
+        """Apply the norm itself."""
         (norm,) = self.norm
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(images, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 class FoldedConv2d(_Folded, nn.Conv2d):
-    """A convolution and the batch norm behind it; ``convolve`` is the convolution alone."""
+    """A convolution and the batch norm after it; ``convolve`` is the convolution alone."""
 
     convolve = nn.Conv2d.forward
 
     def folded(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the norm's output, of a kernel and bias with the norm in them."""
+        """Return the norm's output, given a kernel and bias with the norm folded in."""
         return F.conv2d(input, weight, bias, self.stride, self.padding, 1, self.groups)
 
 
@@ -74,7 +74,7 @@ class FoldedConv2dSame(_Folded, Conv2dSame):
     convolve = Conv2dSame.forward
 
     def folded(self: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the norm's output, of a kernel and bias with the norm in them."""
+        """Return the norm's output, given a kernel and bias with the norm folded in."""
         left, right, top, bottom = same_padding(input.shape[2:], self.kernel_size, self.stride)
         trains = weight.requires_grad and torch.is_grad_enabled()
         exported = torch.compiler.is_compiling()  # torch.onnx loses a kernel that is padded
@@ -89,18 +89,18 @@ class FoldedNorm(nn.BatchNorm2d):
     """What is left of a batch norm: nothing."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Hand on what the convolution gives."""
+        """Return the convolution's output, which is normed already."""
         return input
 
 
 class FoldedNormAct(nn.BatchNorm2d):
-    """What is left of one with an activation, as timm has them: the activation."""
+    """What is left of timm's batch norm with an activation: the activation."""
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
-        """Hand on what the convolution gives, activated."""
+        """Return the convolution's output, activated."""
         return self.act(self.drop(input))
 
 
@@ -128,11 +128,11 @@ _ROWS = {
     "timm.models.resnet": ("BasicBlock", "Bottleneck", "ResNet"),
     "open_clip.modified_resnet": ("Bottleneck", "ModifiedResNet"),
 }
-"""Modules that run a convolution and the batch norm that stands behind it among their children one after the other."""
+"""Modules that run a convolution and, right after it, the batch norm that is their next child."""
 
 
 def fold_norms(tower: nn.Module) -> None:
-    """Fold the batch norms of an image tower, where they stand in a row that is known; copies of it are folded too."""
+    """Fold the batch norms of an image tower where the order of its layers is known; copies of it are folded too."""
     for owner in tower.modules():
         known = type(owner).__name__ in _ROWS.get(type(owner).__module__, ())
         for first, second in zip(children := [*owner.children()], children[1:], strict=False):

@@ -1,9 +1,9 @@
-"""Use open_clip and timm without importing them before they are needed: that takes two seconds of the processor
+"""Use open_clip and timm without importing them before they are needed: importing takes two seconds of processor time
 (benchmarks/start.md), and a run with ``lite`` needs neither.
 
-The packages named here are imported when something of theirs is first asked for. The classes can only be asked for by
-``isinstance``: an object is an instance of a class only where that class's module is imported already, so asking needs
-no import. The towers of ``lite`` (models/lite_towers) count as the classes whose place they take.
+The packages named here are imported when one of their attributes is first used. The classes serve ``isinstance`` alone:
+an object can only be an instance of a class whose module is imported already, so the test needs no import. The towers
+of ``lite`` (models/lite_towers) count as instances of the classes that they replace.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
 
     class _Package:
-        """A package, or a module of it, as far as it is imported."""
+        """A package, imported when it is first used."""
 
         def __init__(self, name: str) -> None:
             self._name = name
@@ -45,7 +45,7 @@ else:
     open_clip, timm = _Package("open_clip"), _Package("timm")
 
     class _Known(type):
-        """The kind of a class that stands for others, by their names."""
+        """The metaclass of a class that stands for others, given by their names."""
 
         names: tuple[str, ...]
 

@@ -1,10 +1,10 @@
 """Shard the towers over the processes of a run in training, with torch's FSDP2.
 
 Outside of a phase every process has the whole model, which teachers, tests and checkpoints read. In a phase each keeps
-its part of the weights of every block, of their gradients and of AdamW's moments; a block is put together when it is
-computed, forward and backward, and let go behind that. So the blocks take 1/n of 16 bytes per parameter on the device,
-beside activations, and the whole model, 4 bytes per parameter, waits in main memory.
-docs/decisions/0016-towers-are-shared-out-in-a-phase.md has the reasons.
+its part of every block's weights, gradients and AdamW moments; a block is put together when it is computed, forward and
+backward, and freed afterwards. So the blocks take 1/n of 16 bytes per parameter on the device, besides activations, and
+the whole model, 4 bytes per parameter, waits in main memory. docs/decisions/0016-towers-are-shared-out-in-a-phase.md
+has the reasons.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from everclip.models.towers import is_visual
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """As ``collectives.answered`` for a step, in which torch may raise for other reasons than a missing process."""
+    """Like ``collectives.answered``, for a step, where torch may raise for reasons other than a missing process."""
     try:
         yield
     except RuntimeError as error:
@@ -45,11 +45,11 @@ class Shards:
 
     Args:
         clip: with ``requires_grad`` as it will train. Its whole towers wait in main memory.
-        trained: what trains, of the model and of the method.
+        trained: the parameters that train, the model's and the method's.
 
     Attributes:
-        parameters: ``trained``, of the copy where they are the model's.
-        parts: what of each of them this process has, in the same memory: the optimizer's parameters.
+        parameters: ``trained``, with the model's replaced by the copy's.
+        parts: this process's part of each of them, in the same memory; the optimizer steps these.
     """
 
     @answered()
@@ -76,7 +76,7 @@ class Shards:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Give the model its whole towers while it is open, with what has trained. All processes together."""
+        """While open, give the model its whole towers, with what was trained. All processes call it together."""
         self._collect()
         self._clip.put(self._whole)
         try:
@@ -93,7 +93,7 @@ class Shards:
 
     @torch.no_grad()
     def hand_out(self) -> None:
-        """Give the copy the weights of the whole towers, which have been loaded."""
+        """Give the copy the weights that were loaded into the whole towers."""
         for mine, theirs in self._pairs:
             value = mine.to(self._device)
             if isinstance(theirs, DTensor):
@@ -112,7 +112,7 @@ class Shards:
     def exchange(self) -> Float[Tensor, ""]:
         """Replace gradients, also those of ``parts``, by their means over the processes; return the 2-norm of all.
 
-        FSDP has taken that mean of what is shared out.
+        FSDP has already averaged the gradients of sharded weights.
         """
         others = [parameter for parameter in self.parameters if not isinstance(parameter, DTensor)]
         collectives.mean_gradients(others)
@@ -128,7 +128,7 @@ class Shards:
         return (squared + alike.to(self._device) ** 2).sqrt()
 
     def forget(self) -> None:
-        """Let all gradients go."""
+        """Drop all gradients."""
         for parameter, part in self._shared:
             parameter.grad = part.grad = None
 
@@ -136,9 +136,9 @@ class Shards:
 
     @answered()
     def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return an optimizer's state as one process would have it: in main memory, and of the first process alone.
+        """Return an optimizer's state as one process would have it, in main memory; only the first has it whole.
 
-        All processes together.
+        All processes call it together.
         """
 
         whole = {id(theirs): mine for mine, theirs in self._pairs}
@@ -148,13 +148,13 @@ class Shards:
             found = whole_of(DTensor.from_local(value, parameter.device_mesh, parameter.placements, **shape))
             if collectives.rank() > 0:
                 return value
-            # fused AdamW takes moments to lie in memory as their parameter does
+            # fused AdamW expects moments to have their parameter's memory layout
             return torch.empty_like(whole[id(parameter)], requires_grad=False).copy_(found)
 
         return self._mapped(optimizer, optimizer.state_dict(), joined)
 
     def shared_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of such a state that is this process's."""
+        """Return this process's part of such a state."""
         return self._mapped(
             optimizer, state, lambda value, parameter: _part(value.to(self._device).contiguous(), parameter)
         )
@@ -165,7 +165,7 @@ class Shards:
         state: Mapping[str, Any],
         change: Callable[[Tensor, DTensor], Tensor],
     ) -> dict[str, Any]:
-        """Return the state with ``change`` made to the moments of what is shared out; the step count is a scalar."""
+        """Return the state with ``change`` applied to the moments of sharded weights; the step count is a scalar."""
         known = {id(part): parameter for parameter, part in self._shared}
         parts = [part for group in optimizer.param_groups for part in group["params"]]
 
@@ -181,10 +181,10 @@ class Shards:
 
 
 def _share_out(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share out the blocks and the embeddings of the towers that train; what stands around them is small.
+    """Shard the blocks and the embeddings of the towers that train; the rest is small.
 
-    A tower that is frozen altogether stays whole: where that is the text tower, each process computes the captions
-    that it has not seen, and the others may have none.
+    A completely frozen tower stays whole: if it is the text tower, each process computes only captions that it has not
+    seen, and another process may have none to compute.
     """
     weights = ((name, weight) for name, weight in model.named_parameters() if not name.startswith("logit_"))
     training = {is_visual(name) for name, weight in weights if weight.requires_grad}
@@ -199,7 +199,7 @@ def _share_out(model: nn.Module, mesh: DeviceMesh) -> None:
         members = [child for child in module.children() if id(child) in every]
         for block in members:
             _share(block, mesh)
-        if members:  # what calls the blocks fetches the next one while one is computed
+        if members:  # the module that calls the blocks fetches the next one while one is computed
             above = path.rpartition(".")[0]
             owner = module if isinstance(module, nn.Sequential) or not above else model.get_submodule(above)
             owners[id(owner)] = owner
@@ -216,7 +216,7 @@ def _share(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def whole_of(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be shared out. All processes together."""
+    """Return the whole of a tensor that may be sharded. All processes call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -226,5 +226,5 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _part(value: Tensor, like: DTensor) -> Tensor:
-    """Return this process's part of a whole tensor, which all of them have, shared out as another one is."""
+    """Return this process's part of a tensor that every process has whole, sharded like ``like``."""
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()

@@ -9,11 +9,10 @@ centred at their mean mu and sigma the root mean square of their entries,
     h(t) = gelu( [ (t - mu) / sigma ; -(t - mu) / sigma ] )
     P = (H'H + lambda I)^-1 H'W,    lambda = 0.3 x mean |h|^2
 
-The hidden layer holds t and -t, so h spans the linear map (gelu(x) - gelu(-x) = x) and an even part of each
-coordinate beside it: better at its 1,000 classes and at unseen ones than a linear P, and nothing is drawn at
-random. mu is subtracted in the bias of the text tower's last layer norm (mean pooling passes constants
-through). The result is an ordinary open_clip model: unit(image features) . unit(P h(t)).
-docs/decisions/0003-lite-bridge.md has the numbers.
+The hidden layer holds t and -t, so h spans the linear map (gelu(x) - gelu(-x) = x) and an even part of each coordinate
+too: it is better than a linear P at its 1,000 classes and at unseen ones, and nothing is drawn at random. mu is
+subtracted in the bias of the text tower's last layer norm (mean pooling passes constants through). The result is an
+ordinary open_clip model: unit(image features) . unit(P h(t)). docs/decisions/0003-lite-bridge.md has the numbers.
 """
 
 import hashlib
@@ -69,9 +68,8 @@ _TRUNK = "tf_efficientnet_lite0"
 
 
 def folder() -> Path:
-    """Return the cached open_clip folder of ``lite``; built on first use (seconds), and again where it is damaged,
-    under a file lock, from checked files. Raises UserError for a file that is missing or another one, RunError for a
-    full disk.
+    """Return the cached open_clip folder of ``lite``, built from checked files under a file lock on first use
+    (seconds), and again if damaged. Raises UserError for a missing or different file, RunError for a full disk.
 
     The files come from the two packages of the extra ``lite``, or from the folder ``EVERCLIP_LITE_DIR`` where
     it is set.
@@ -90,9 +88,9 @@ def _make(folder: Path) -> None:
 
 
 def _alike(before: Path, now: Path) -> bool:
-    """Return whether weights that an earlier version built, which wrote no manifest, are these but for rounding.
+    """Return whether weights built by an earlier version, which wrote no manifest, equal these up to rounding.
 
-    They stay then, and with them the last bits of all results: how many threads solve the bridge changes its last bit.
+    If so they are kept, and with them the last bits of all results: the number of threads changes the bridge's.
     """
     try:
         old, new = load_file(before), load_file(now)

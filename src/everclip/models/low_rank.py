@@ -1,7 +1,7 @@
 """Give a weight a low-rank update that linear layers apply without forming the sum.
 
-``W + 2 B A`` as one matrix costs a gradient of W's own size before it is projected onto A and B. Taken apart, ``x W'``
-and ``(x A') (2 B)'``, W needs none: a third of a layer's work is saved.
+``W + 2 B A`` as one matrix costs a gradient of W's own size before it is projected onto A and B. Computed apart, as
+``x W'`` and ``(x A') (2 B)'``, W needs no gradient: a third of a layer's work is saved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FACTS = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_nested")
 
 
 class Updated(Tensor):
-    """Stand for ``base + SCALE b a``: linear layers and 1 x 1 convolutions take the parts, all else gets the sum.
+    """Stand for ``base + SCALE b a``: linear layers and 1 x 1 convolutions use the parts, anything else gets the sum.
 
     Attributes:
         base: ``[out, in]``, or ``[out, in, 1, 1]`` of a convolution; takes no gradient.
@@ -44,13 +44,13 @@ class Updated(Tensor):
         return self.base + SCALE * (self.b @ self.a).view_as(self.base)
 
     def scaled(self, scale: Tensor) -> Updated:
-        """Return the stand-in for the sum, each row times its number."""
+        """Return the stand-in for the sum with each row scaled."""
         rows = scale.view(-1, *[1] * (self.base.ndim - 1))
         return Updated.of(self.base * rows, self.a, scale[:, None] * self.b)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Stand in for a function of torch that got a stand-in."""
+        """Handle a torch function that was given a stand-in."""
         kwargs = kwargs or {}
         taken = _PARTS.get(func)
         if taken is not None and not isinstance(args[0], Updated):
@@ -111,9 +111,9 @@ def low_rank(module: nn.Module, weight: str, rank: int) -> None:
 
 
 def fold(module: nn.Module) -> None:
-    """Make every parametrized weight under ``module`` (LoRA) an ordinary one with its present value, in its old place.
+    """Make every parametrized weight under ``module`` (LoRA) an ordinary one with its current value, in its old place.
 
-    Not torch's remove_parametrizations: that takes the property off a class that copies of the module share.
+    torch's remove_parametrizations would remove the property from a class that copies of the module share.
     """
     for part in list(module.modules()):
         if not parametrize.is_parametrized(part):

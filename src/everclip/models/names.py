@@ -16,7 +16,7 @@ def every() -> list[str]:
 
 
 def unknown(spec: str) -> str:
-    """Return what to say of a spec that names no model: the three nearest, and the command that lists all."""
+    """Return the message for a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
         return f'model "{spec}" is no folder and no known name: use NAME:TAG (everclip models) or local-dir:FOLDER'
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)

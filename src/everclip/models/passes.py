@@ -1,9 +1,9 @@
 """Run the towers in training: in pieces, with recomputed blocks, with dropped patches, or compiled.
 
-Pieces are cut at the towers' calls, not out of the batch. The first pass of a piece keeps its input alone; the loss
-then sees the features of the whole batch, and its gradient goes back through one piece after the other, each computed
-again (Gao et al. 2021, https://arxiv.org/abs/2101.06983). So a contrastive loss compares all pairs, its estimators are
-updated once, random draws are those of the whole batch, and no method knows about it.
+The towers' inputs are cut into pieces, not the batch. The first pass of a piece keeps only its input; the loss then
+sees the features of the whole batch, and its gradient goes back through one piece after another, each recomputed (Gao
+et al. 2021, https://arxiv.org/abs/2101.06983). So a contrastive loss compares all pairs, its estimators are updated
+once, random draws are those of the whole batch, and methods need not know about pieces.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNITS = (nn.MultiheadAttention, nn.Linear, nn.Conv2d)
 
 
 class Passes:
-    """The way the towers run, as ``train`` says. Raises UserError where the tower or the device cannot."""
+    """The way the towers run, as ``train`` says. Raises UserError where the tower or the device cannot run so."""
 
     def __init__(self, clip: Clip, train: Train) -> None:
         self._clip = clip
@@ -63,9 +63,9 @@ class Passes:
 
     @contextmanager
     def open(self, batch: Batch) -> Iterator[None]:
-        """Run the towers as told while it is open, for a whole step with its backward pass.
+        """While open, for a whole step with its backward pass, run the towers as configured.
 
-        What is random in it depends on the batch's place alone.
+        Random draws in it depend on the run's seed and the batch's place alone.
         """
         with ExitStack() as stack:
             stack.enter_context(self._clip.running(pieces=self._pieces, share=batch.share))
@@ -92,7 +92,7 @@ class Passes:
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
-    """Return the parts that a tower is a row of: transformer blocks, or stages of a convolutional tower."""
+    """Return the blocks that a tower consists of: transformer blocks, or stages of a convolutional tower."""
     found: list[nn.Module] = []
     for child in tower.children():
         members = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
@@ -107,9 +107,9 @@ def compiled(block: nn.Module, backend: Any = "inductor") -> Callable[..., Any]:
 
 
 def _twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return a block's output, which the backward pass computes again, without the hooks that a method has removed.
+    """Return a block's output; the backward pass recomputes it, without hooks that a method has removed meanwhile.
 
-    Raises UserError where a method has hooks inside the block; on the block itself they run once, around both.
+    Raises UserError where a method has hooks inside the block; hooks on the block itself run once, around both.
     """
     if torch.is_grad_enabled():
         for part in block.children():
@@ -120,13 +120,13 @@ def _twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: 
 def _replace(
     stack: ExitStack, module: nn.Module, function: Callable[..., Any], name: str = "forward"
 ) -> None:
-    """Give one module another method, by default another forward pass, until the stack is closed."""
+    """Replace one method of a module, by default its forward pass, until the stack is closed."""
     setattr(module, name, function)
     stack.callback(delattr, module, name)
 
 
 def _patches(clip: Clip) -> tuple[nn.Module, int]:
-    """Return the module that all tokens pass behind the position embedding, and the tokens in front of the patches."""
+    """Return the module that all tokens pass after the position embedding, and how many tokens precede the patches."""
     if clip.trunk is not None:
         raise UserError("kept activations have all patches: use cache.trunk=off or train.patch_dropout=0")
     tower: Any = clip.model.visual

@@ -14,7 +14,7 @@ from everclip.models.attention import CpuAttention
 
 
 def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], count: int) -> Tensor:
-    """Return ``encode(inputs)``, of which a backward pass holds one of ``count`` pieces at a time."""
+    """Return ``encode(inputs)``; a backward pass holds only one of ``count`` pieces of it at a time."""
     if count == 1 or len(inputs) < 2 or not torch.is_grad_enabled():
         return encode(inputs)
     size = -(-len(inputs) // count)
@@ -23,11 +23,11 @@ def in_pieces(encode: Callable[[Any], Tensor], inputs: Tensor | Sequence[str], c
 
 
 def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return the function's value, which is computed again in the backward pass."""
+    """Return the function's value; the backward pass recomputes it."""
     return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
 
 
 def unwatched(tower: nn.Module, what: str) -> None:
-    """Refuse a tower that a method looks into while it runs, as it would not see all. Raises UserError."""
+    """Refuse a tower that a method looks into with hooks, as these would not see everything. Raises UserError."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
         raise UserError(f"{what}, but the method looks inside the tower: leave it out, or use another method")

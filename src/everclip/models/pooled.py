@@ -13,10 +13,10 @@ from everclip.models.foreign import TimmModel, VisionTransformer
 
 
 class Features(nn.Module):
-    """The rest of a tower whose features come ready-made: it hands them on.
+    """The rest of a tower whose features come ready-made: it returns them.
 
     Args:
-        width: of the features, where pooled ones stand behind them in each row; else a row is the features.
+        width: of the features, where pooled ones follow them in each row; None: a row is the features.
     """
 
     def __init__(self, width: int | None = None) -> None:
@@ -31,8 +31,8 @@ def pooled(visual: nn.Module, images: Float[Tensor, "b ..."]) -> Float[Tensor, "
     """Return pooled fp32 features of normalised images, before the projection and not made unit length. Raises
     UserError where the tower has none.
 
-    Of a VisionTransformer it is what its projection is multiplied with; of a timm tower what goes into its head.
-    ResNets of OpenAI's kind project inside of their attention pool and have none.
+    For a VisionTransformer these are the input of its projection, for a timm tower the input of its head. ResNets of
+    OpenAI's kind project inside their attention pool and have none.
     """
     if isinstance(visual, Features) and visual.width is not None:
         return images[:, visual.width :]
@@ -57,10 +57,10 @@ def both(
 
 @torch.no_grad()
 def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor, " d"]]:
-    """Return W and b with which a whole tower makes its output, W x + b, of its pooled features x. Raises UserError
-    where what comes last is no linear map.
+    """Return W and b such that a whole tower's output is W x + b for its pooled features x. Raises UserError where the
+    last step is no linear map.
 
-    The identity and 0 where the output is the pooled features.
+    They are the identity and 0 where the output is x itself.
     """
     if isinstance(visual, VisionTransformer):
         norm: Any = visual.ln_post

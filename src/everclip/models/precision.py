@@ -1,9 +1,9 @@
 """Choose the precision of the towers in training: fp32, bf16, bf16 only for the text tower, or the fastest.
 
-bf16 pays where there are units for it (AVX512-BF16, AMX, a GPU) and not on every layer: a depthwise convolution can run
-slower in bf16 than in fp32, and a processor without such units computes bf16 by way of fp32. So a convolutional image
-tower may want fp32 and the transformer beside it bf16. ``auto`` asks the machine: it times the distinct layers of both
-towers, each on inputs of its real shape, forward and backward.
+bf16 pays only where the hardware has units for it (AVX512-BF16, AMX, a GPU), and not for every layer: a depthwise
+convolution can run slower in bf16 than in fp32, and a processor without such units emulates bf16 in fp32. So a
+convolutional image tower may need fp32 and the transformer beside it bf16. ``auto`` measures: it times the distinct
+layers of both towers, each on inputs of its real shape, forward and backward.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from everclip.models.passes import UNITS
 Precision = Literal["fp32", "bf16", "bf16_text"]
 
 IMAGES = 2
-"""Number of images to time a layer on; of prompts, which are short, as many as in a batch."""
+"""Number of images to time a layer on; prompts are short, so a batch of them is used."""
 GAIN = 0.9
 """bf16 is chosen for a tower if it takes at most this fraction of fp32's time: it has to be worth its rounding."""
 _RUNS = 2
@@ -54,14 +54,14 @@ class Choice:
 
 @contextmanager
 def autocast(clip: Clip, precision: Precision) -> Iterator[None]:
-    """Compute the towers in this precision while it is open; parameters and features stay fp32."""
+    """While open, compute the towers in this precision; parameters and features stay fp32."""
     both = torch.autocast(clip.device.type, torch.bfloat16, enabled=precision == "bf16")
     with clip.running(text_bf16=precision == "bf16_text"), both:
         yield
 
 
 def attention(clip: Clip, precision: Precision) -> AbstractContextManager[Any]:
-    """Return fast attention where it makes a difference; open for a whole step, as checkpointed blocks run twice."""
+    """Return fast attention where it helps; keep it open for a whole step, as checkpointed blocks run twice."""
     gains = precision == "bf16" or clip.multihead
     return CpuAttention() if clip.device.type == "cpu" and gains else nullcontext()
 
@@ -74,11 +74,11 @@ def training(clip: Clip, precision: Precision) -> Iterator[None]:
 
 
 def choose(clip: Clip, device: torch.device | None = None) -> Choice:
-    """Return the faster precision for training what takes a gradient now. Fractions of a second on a CPU, nothing on a
-    GPU.
+    """Return the faster precision for training the parameters that take a gradient now. This takes fractions of a
+    second on a CPU, no time on a GPU.
 
     Args:
-        device: where it trains; default: where it is.
+        device: where the model will train; default: where it is now.
     """
     device = device or clip.device
     if device.type == "cuda":
@@ -136,7 +136,7 @@ def _input(argument: Any, trained: bool) -> Any:
 
 
 def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
-    """Return the distinct layers that ``run`` calls of a tower, by kind, shape of weights and shape of input."""
+    """Return the distinct layers of a tower that ``run`` calls, by kind, shape of weights and shape of input."""
     found: dict[tuple[Any, ...], _Layer] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def _layers(tower: nn.Module, run: Callable[[], object]) -> list[_Layer]:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the smallest parts of a tower that are modules of a kind to time."""
+    """Yield the parts of a tower to time as one layer: those of ``UNITS``, and modules without children."""
     children = [*module.children()]
     if isinstance(module, UNITS) or not children:
         yield module

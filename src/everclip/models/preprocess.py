@@ -10,7 +10,7 @@ from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Those of OpenAI's models, which others without their own have."""
+"""Values of OpenAI's models, used for models without their own."""
 
 
 @dataclass
@@ -19,11 +19,11 @@ class Preprocessing:
 
     Args:
         size: side in pixels, or height and width.
-        mode: of a PIL image; open_clip knows RGB alone.
+        mode: of a PIL image; open_clip knows only RGB.
         mean, std: for each channel, for images in 0..1.
         interpolation: bicubic, bilinear or random.
         resize_mode: what of a picture fits into the square: its shortest side, its longest, or both (squash).
-        fill_color: beside a picture whose longest side fits.
+        fill_color: of the borders beside a picture whose longest side fits.
     """
 
     size: int | tuple[int, int] = 224
@@ -46,7 +46,7 @@ def triple(values: Sequence[float] | float) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Shortest:
-    """Resize a picture, bicubic, to its shortest side, and take the square in the middle, as torchvision does.
+    """Resize a picture's shortest side to ``side`` (bicubic) and take the square in the middle, as torchvision does.
 
     Args:
         side: of the square in pixels.

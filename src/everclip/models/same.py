@@ -1,4 +1,4 @@
-"""Convolve with the padding of TensorFlow's "same": as much as makes ceil(side / stride) outputs."""
+"""Convolve with the padding of TensorFlow's "same": just enough for ceil(side / stride) outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def same_padding(
     sides: Sequence[int], kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[int, int, int, int]:
-    """Return left, right, top and bottom padding of images of ``(height, width)``; the odd one is at the end."""
+    """Return left, right, top and bottom padding of images of ``(height, width)``; an odd pixel goes to the end."""
     high, wide = (
         max((math.ceil(side / step) - 1) * step + width - side, 0)
         for side, width, step in zip(sides, kernel, stride, strict=True)
@@ -27,7 +27,7 @@ def padded(images: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor,
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution that pads by the size of its input, as timm's of the same name."""
+    """A convolution that pads by the size of its input, like timm's class of the same name."""
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Return the padded images' convolution."""

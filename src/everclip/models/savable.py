@@ -19,9 +19,9 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 def savable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's state on the CPU, contiguous, none sharing its memory with another (tied embeddings do).
+    """Return a model's state on the CPU, contiguous, with no tensors that share memory (as tied embeddings do).
 
-    Tensors that are so already are handed on as they are: a copy of a whole model would be the largest thing in memory.
+    Tensors that are so already are not copied: a copy of a whole model would be the largest thing in memory.
     """
     found: dict[str, Tensor] = {}
     used: set[int] = set()
@@ -40,12 +40,12 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], config: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(savable(state), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    # safetensors writes files that their owner alone may read
+    # safetensors writes files that only their owner may read
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
 
 
 def write_text_tower(folder: Path, model: nn.Module, tokenizer: Any) -> None:
-    """Write the config and the tokenizer of a Hugging Face text tower, without the folder that they were read from."""
+    """Write the config and tokenizer of a Hugging Face text tower, without the path that they were read from."""
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(str(folder))
         _drop_key(folder / "tokenizer_config.json", "name_or_path")
@@ -61,7 +61,7 @@ def _drop_key(file: Path, key: str) -> None:
 
 
 class _Noting:
-    """A file that notes what ends a write, the disk or a signal: torch.save raises errors that do not say it."""
+    """A file that notes what ended a write, the disk or a signal, as the errors of torch.save do not tell."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -76,11 +76,11 @@ class _Noting:
             raise
 
     def flush(self) -> None:
-        """Nothing: it is flushed when it is closed."""
+        """Do nothing: closing the file flushes it."""
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a method's or a run's state as ``weights_only`` loading takes it.
+    """Write a method's or a run's state so that ``weights_only`` loading accepts it.
 
     Raises OSError where the disk is full or fails, and what a signal raises.
     """

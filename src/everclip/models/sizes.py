@@ -1,4 +1,4 @@
-"""Change the image size of an image tower that is loaded."""
+"""Change the image size of a loaded image tower."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def allow(spec: str, visual: nn.Module, image_size: int) -> None:
     """Make a loaded convolutional tower take another image size.
 
     Raises:
-        UserError: naming ``spec``: it takes its own size alone, or multiples of 32.
+        UserError: naming ``spec``, where the tower takes only its own size, or only multiples of 32.
     """
     if isinstance(visual, ModifiedResNet):
         if image_size % 32:

@@ -1,8 +1,8 @@
 """Split an image tower in two: blocks shared by all tasks, and last blocks that each task may have its own copy of.
 
 A block is a transformer block or a stage of a convolutional tower; all that follows the last block (norm, pooling,
-projection) goes with it. The tower itself runs as always. What enters the first of its last blocks is taken on the
-way, and copies of the last blocks (``Upper``) go on from there: so the shared part runs once for all of them.
+projection) goes with it. The tower itself runs as always. The input of the first of its last blocks is captured on the
+way, and copies of the last blocks (``Upper``) go on from there, so the shared part runs once for all of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from everclip.models.trunk import Parts, above
 
 
 class Split:
-    """The place where a tower is cut: before the last ``blocks`` of its blocks. Raises UserError for unknown or too
-    few.
+    """The place where a tower is cut: before the last ``blocks`` of its blocks. Raises UserError where its blocks are
+    unknown or too few.
 
     Attributes:
         cut: path of the first block above the cut.
@@ -36,15 +36,15 @@ class Split:
         self._below = parts.below(blocks)
 
     def above(self, name: str) -> bool:
-        """Return whether a parameter of the tower stands above the cut."""
+        """Return whether a parameter of the tower is above the cut."""
         return not any(name == part or name.startswith(f"{part}.") for part in self._below)
 
     def upper(self, clip: Clip) -> Upper:
-        """Return a frozen copy of what stands above the cut of the image tower."""
+        """Return a frozen copy of the image tower's part above the cut."""
         return Upper(clip.copy_tower(), self._below)
 
     def encode(self, clip: Clip, images: Images, older: Iterable[nn.Module]) -> list[Float[Tensor, "n d"]]:
-        """Return unit-length features of the copies ``older`` of the upper part, and then of the tower itself."""
+        """Return unit-length features from the copies ``older`` of the upper part, and then from the tower itself."""
         images, entered = clip.normalise(images), list[Tensor]()
         block = clip.model.visual.get_submodule(self.cut)
         with block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])):
@@ -53,9 +53,9 @@ class Split:
 
 
 class Upper(nn.Module):
-    """The part of ``tower`` (which it takes over) that is left without ``below``.
+    """The part of ``tower`` (which it takes over) that remains without ``below``.
 
-    Maps what enters the first of its blocks to raw features.
+    Maps the input of its first block to raw features.
     """
 
     def __init__(self, tower: nn.Module, below: Iterable[str]) -> None:
@@ -67,7 +67,7 @@ class Upper(nn.Module):
 
 
 class _Resumed(nn.Module):
-    """A tower that does not look at its images: it goes on from what entered its upper part."""
+    """A tower that ignores its images: it goes on from the captured input of its upper part."""
 
     def __init__(self, upper: nn.Module, hidden: Tensor) -> None:
         super().__init__()

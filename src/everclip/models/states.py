@@ -13,19 +13,19 @@ from everclip.system.reading import Unreadable, open_regular
 
 def refuse_packed(file: BinaryIO) -> None:
     """Refuse an archive of ``torch.save`` that would take more memory than the file has bytes. Raises Unreadable, or
-    BadZipFile for what is none; the file is then at its beginning."""
+    BadZipFile where it is no archive. Leaves the file at its beginning."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise Unreadable("it is packed, and torch.save does not pack")
-        if sum(member.file_size for member in members) > file.seek(0, 2):  # some bytes are there for several
+        if sum(member.file_size for member in members) > file.seek(0, 2):  # some members share bytes
             raise Unreadable("its parts are larger than the file")
     file.seek(0)
 
 
 def read_state(path: Path) -> Any:
-    """Read what ``torch.save`` has written, on the CPU. No code in it runs; it takes no more memory than the file says.
-    Raises Unreadable."""
+    """Read a file of ``torch.save`` onto the CPU. No code in it runs, and it takes no more memory than the file is
+    large. Raises Unreadable."""
     try:
         with open_regular(path) as file:
             refuse_packed(file)

@@ -1,10 +1,10 @@
-"""Run the text tower on as few tokens as give the same features.
+"""Run the text tower on the fewest tokens that give the same features.
 
-A caption of ten tokens is padded to the tower's full length, 77 for most. Where every token attends to itself and to
-earlier ones alone, and the features are read off at the end token, what stands behind it changes nothing: neither the
-features nor the gradient. So the tokens, the position embeddings and the mask are cut behind the last end token of the
-prompts at hand. Towers that look both ways mask their padding instead, or read it; they run as they are (those of
-Hugging Face without the columns that are padding in every prompt).
+A caption of ten tokens is padded to the tower's full length, 77 for most. Where every token attends only to itself and
+to earlier ones, and the features are taken at the end token, what follows it changes neither the features nor the
+gradient. So the tokens, the position embeddings and the mask are cut after the last end token of the prompts at hand.
+Towers that attend both ways mask their padding instead, or read it; they run unchanged (those of Hugging Face without
+the columns that are padding in every prompt).
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class TextTower:
         return tokens[:, : int(used.max()) + 1]
 
     def truncated(self, prompts: Sequence[str]) -> tuple[int, int]:
-        """Return how many prompts are longer than the tower reads, and the tokens that it reads."""
+        """Return how many prompts are longer than the tower reads, and how many tokens it reads."""
         short = self._tokenizer(["a"])
         length, count = short.shape[1], 0
-        long = [text for text in prompts if len(text.encode()) > length - 2]  # a token has a byte at least
+        long = [text for text in prompts if len(text.encode()) > length - 2]  # a token takes at least a byte
         for start in range(0, len(long), _TOKENIZED):
             part = long[start : start + _TOKENIZED]
             cut, whole = self._tokenizer(part), self._tokenizer(part, context_length=length + 1)
@@ -78,7 +78,7 @@ class TextTower:
         return count, length
 
     def length(self, prompt: str) -> int:
-        """Return tokens that the tower has to be run on for a prompt."""
+        """Return the number of tokens that the tower has to run on for a prompt."""
         if prompt not in self._lengths:
             self._lengths[prompt] = self.fitted(self.tokenize([prompt])).shape[1]
         return self._lengths[prompt]
@@ -105,7 +105,7 @@ class _Cut:
 
     Args:
         prefix: of the tower's names in the model.
-        end: id of the token whose place the features are read off at; None for the largest id of each prompt.
+        end: id of the token at which the features are taken; None: the largest id of each prompt.
     """
 
     def __init__(self, prefix: str, end: int | None) -> None:
@@ -113,7 +113,7 @@ class _Cut:
         self.end = end
 
     def length(self, tokens: Int64[Tensor, "p length"]) -> int:
-        """Return tokens up to the last end token."""
+        """Return the number of tokens up to the last end token, which counts too."""
         marks = tokens if self.end is None else (tokens == self.end).int()
         return int(marks.argmax(dim=1).max()) + 1
 
@@ -141,7 +141,7 @@ def _cut_of(model: Any) -> _Cut | None:
     if isinstance(model, CLIP):
         found = "", model.text_pool_type, model.text_eos_id, model.attn_mask
     elif isinstance(model, CustomTextCLIP) and isinstance(text := model.text, TextTransformer):
-        if text.cls_emb is not None:  # read off at a token that is put behind all others
+        if text.cls_emb is not None:  # its features are taken at a token that is appended to all others
             return None
         found = "text", text.pool_type, text.eos_id, text.attn_mask
     else:

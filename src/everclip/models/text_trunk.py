@@ -23,9 +23,9 @@ _PROBE = ["a photo of a cat.", "a dog"]
 
 
 class Kept:
-    """A row for each prompt, in fp32, as long as the weights behind it are the same and unchanged.
+    """A row for each prompt, in fp32, kept as long as the weights that it depends on stay the same.
 
-    Each prompt is computed alone, so that a row does not depend on what it was first asked for with.
+    Each prompt is computed alone, so that its row does not depend on the other prompts of the first request.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Kept:
         self._stamp: tuple[tuple[int, int], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        """Copy without rows: the weights of a copy may become others."""
+        """Copy without rows: the weights of a copy may change."""
         return Kept()
 
     def clear(self) -> None:
-        """Let all rows go."""
+        """Drop all rows."""
         self._rows, self._bytes, self._stamp = {}, 0, ()
 
     def rows(
@@ -47,14 +47,14 @@ class Kept:
         """Return rows of prompts, from memory or computed, without a gradient and in fp32.
 
         Args:
-            weights: all that a row depends on, some at least.
+            weights: all that a row depends on; at least one.
         """
         stamp = tuple((id(weight), weight._version) for weight in weights)
         if stamp != self._stamp:
             self.clear()
             self._stamp = stamp
         device = next(iter(weights)).device.type
-        # as in a step of fp32, wherever it is first asked for
+        # as in a step of fp32, wherever a row is first needed
         attention = CpuAttention() if device == "cpu" else nullcontext()
         found = []
         with torch.no_grad(), torch.autocast(device, enabled=False), attention:
@@ -72,14 +72,14 @@ class Kept:
 class TextTrunk:
     """Inputs of the last blocks of a text tower, kept by prompt in fp32 while the weights below stay as they are.
 
-    The tower runs as always, without its lower blocks, and what it then has before the first of the others is put
-    right: embedding, masks and pooling are its own.
+    The tower runs as always, but without its lower blocks, and the input of the first remaining block is replaced by
+    the kept one: embedding, masks and pooling are the tower's own.
 
     Args:
         owner: the module that has the blocks.
         name: of their list in it.
-        count: blocks above.
-        lower: the parameters below; a change of one in place lets all rows go.
+        count: number of blocks above.
+        lower: the parameters below; changing one in place drops all rows.
     """
 
     def __init__(self, owner: nn.Module, name: str, count: int, lower: Collection[nn.Parameter]) -> None:
@@ -91,9 +91,9 @@ class TextTrunk:
 
     @classmethod
     def of(cls, model: nn.Module, held: Collection[str], count: int, raw: Raw) -> TextTrunk | None:
-        """Make one of a model whose ``held`` parameters are frozen but for the last ``count`` blocks of its text tower.
+        """Make one for a model whose ``held`` parameters never train; the text tower's last ``count`` blocks do.
 
-        None for a tower without a block below, and for one that does not give the same when it starts in the middle.
+        None for a tower with no block below these, and for one whose output changes when it starts in the middle.
         """
         named = {name: p for name, p in model.named_parameters() if name in held and not is_visual(name)}
         for path, blocks in model.named_modules():
@@ -105,7 +105,7 @@ class TextTrunk:
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextTrunk:
-        """Copy for a copy of the model, without rows: the copy's weights may become others."""
+        """Copy for a copy of the model, without rows: the copy's weights may change."""
         owner, lower = copy.deepcopy((self._owner, self._lower), memo)
         return TextTrunk(owner, self._name, self._count, lower)
 
@@ -137,12 +137,12 @@ class TextTrunk:
         return entered[0][0]
 
     def _agrees(self, raw: Raw) -> bool:
-        """Return whether the tower gives the same when it starts in the middle."""
+        """Return whether the tower's output stays the same when it starts in the middle."""
         with torch.no_grad():
             expected = raw(_PROBE)
             try:
                 found = self(_PROBE, raw)
-            except (RuntimeError, TypeError, IndexError, KeyError, AttributeError):  # a tower of another make
+            except (RuntimeError, TypeError, IndexError, KeyError, AttributeError):  # a tower of another kind
                 return False
         self._kept.clear()  # nobody will ask for these again
         return bool(torch.allclose(found, expected, rtol=1e-3, atol=1e-4))
@@ -151,7 +151,7 @@ class TextTrunk:
 def _padded(
     rows: Sequence[Float[Tensor, "_length width"]], like: Float[Tensor, "p longest width"]
 ) -> Float[Tensor, "p longest width"]:
-    """Return rows of several lengths in one tensor of the shape of ``like``, behind them padding that is masked."""
+    """Return rows of several lengths in one tensor of the shape of ``like``, followed by masked padding."""
     whole = torch.zeros(like.shape, dtype=rows[0].dtype, device=like.device)
     for place, row in enumerate(rows):
         length = min(len(row), whole.shape[1])

@@ -28,7 +28,7 @@ def is_convolutional(visual: nn.Module) -> bool:
 
 
 def is_visual(name: str) -> bool:
-    """Return whether a module or parameter of an open_clip model, by its name, is the image tower's."""
+    """Return whether a module or parameter of an open_clip model belongs to the image tower, by its name."""
     return name.partition(".")[0] == "visual"
 
 

@@ -3,7 +3,7 @@
 A tower is cut before the last of its blocks. What lies below becomes the trunk, from pictures to hidden activations;
 the remaining tower continues from there and keeps its weights' names. A block is a transformer block or a stage of a
 convolutional tower; all that follows the last block (norm, pooling, projection) goes with it. With no block above the
-cut the trunk is the whole tower, and what is left hands its features on.
+cut the trunk is the whole tower, and the remaining part only returns its features.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from everclip.models.foreign import (
 from everclip.models.pooled import Features
 
 Beside = Callable[[nn.Module, Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]]
-"""Reads more than the features from a tower: the tower and normalised pictures to both (``pooled.both``)."""
+"""Maps a tower and normalised pictures to the tower's features and what else is read from it (``pooled.both``)."""
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _CONVOLUTIONS = tuple(part + number for number in "123" for part in ("conv", "bn", "act"))
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Paths of what stands before the blocks of a tower, and of the blocks."""
+    """Paths of a tower's modules before the blocks, and of the blocks."""
 
     stem: tuple[str, ...]
     blocks: tuple[str, ...]
 
     @classmethod
     def of(cls, tower: nn.Module, otherwise: str) -> Parts:
-        """Make one of a tower. Raises UserError where its blocks are not known, with what to write ``otherwise``."""
+        """Return the parts of a tower. Raises UserError where its blocks are not known, advising ``otherwise``."""
         kind: Any = tower.trunk if isinstance(tower, TimmModel) else tower
         found = _parts(kind)
         if found is None:
@@ -59,7 +59,7 @@ class Parts:
         return cls(*(tuple(f"trunk.{part}" for part in parts) for parts in (found.stem, found.blocks)))
 
     def below(self, blocks: int) -> tuple[str, ...]:
-        """Return paths of what stands below the last ``blocks`` blocks, which are some but not all."""
+        """Return the paths below the last ``blocks`` blocks, of which there are at least one and not all."""
         assert 0 < blocks < len(self.blocks)
         return (*self.stem, *self.blocks[:-blocks])
 
@@ -68,8 +68,8 @@ class Trunk(nn.Module):
     """The lower part of a tower, frozen. Copies of a model share it.
 
     Attributes:
-        vectors: whether it is the whole tower, so that it gives features and no activations of a block.
-        bf16: whether it goes along where training computes in bf16; else it is in fp32 always.
+        vectors: whether it is the whole tower, so that it returns features and not a block's activations.
+        bf16: whether it computes in bf16 where training does; else it always computes in fp32.
     """
 
     bf16 = False
@@ -85,7 +85,7 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ..."]:
-        """Return what enters the tower's first block above the cut, or all that its upper part hands on; in fp32."""
+        """Return, in fp32, the input of the first block above the cut, or the rows that the upper part returns."""
         device = pictures.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16 and torch.is_autocast_enabled(device)):
             if self._beside is not None:
@@ -107,13 +107,13 @@ class Trunk(nn.Module):
 
 
 def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn.Module, Trunk]:
-    """Cut a tower below its last ``blocks`` blocks; return the upper part, and the trunk. Raises UserError where they
-    are not known, or none is left below.
+    """Cut a tower below its last ``blocks`` blocks; return the upper part, and the trunk. Raises UserError where its
+    blocks are not known, or none is left below.
 
     Args:
         tower: is taken apart.
         blocks: 0 leaves nothing above the cut.
-        beside: what, with 0 blocks, is handed on behind the features.
+        beside: with 0 blocks, computes what follows the features in each row.
     """
     if blocks == 0:
         upper = Features(None if beside is None else _output_width(tower))
@@ -125,14 +125,14 @@ def cut(tower: nn.Module, blocks: int, beside: Beside | None = None) -> tuple[nn
             f" use at most {len(parts.blocks) - 1}, or cache.trunk=off"
         )
     below = parts.below(blocks)
-    # a copy of the modules that has the very same parameters and buffers
+    # a copy of the modules that shares parameters and buffers with them
     shared = {id(tensor): tensor for tensor in chain(tower.parameters(), tower.buffers())}
     lower = copy.deepcopy(tower, shared)
     return above(tower, below), Trunk(_only(lower, below), vectors=False, beside=None)
 
 
 def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """Return the tower itself without ``below``: from here on it takes what enters the first of its blocks."""
+    """Return the tower itself without ``below``: it now takes the input of its first remaining block."""
     for path in below:
         parent, _, name = path.rpartition(".")
         owner = tower.get_submodule(parent)
@@ -145,7 +145,7 @@ def above(tower: nn.Module, below: Iterable[str]) -> nn.Module:
 
 
 def _only(tower: nn.Module, below: Iterable[str]) -> nn.Module:
-    """Return the tower itself with nothing but ``below``: from here on it gives what enters the first block above."""
+    """Return the tower itself with nothing but ``below``: it now returns the input of the first block above."""
     _strip(tower, "", tuple(below))
     if isinstance(tower, VisionTransformer):
         _override(tower, "_pool", _twice)
@@ -156,7 +156,7 @@ def _only(tower: nn.Module, below: Iterable[str]) -> nn.Module:
 
 
 def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
-    """Take everything out of a module but the parts whose paths are ``kept``."""
+    """Remove everything from a module except the parts whose paths are ``kept``."""
     for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
         if prefix + name not in kept:
             setattr(module, name, None)
@@ -170,12 +170,12 @@ def _strip(module: nn.Module, prefix: str, kept: tuple[str, ...]) -> None:
 
 
 def _override(module: nn.Module, method: str, function: Any = None) -> None:
-    """Have this one module hand on what the method gets. Such an attribute goes into copies, as a hook would not."""
+    """Make this one module's method return what it gets. As an attribute this goes into copies of the module."""
     setattr(module, method, function or _same)
 
 
 class _Pass(nn.Module):
-    """Hand on what it gets, whatever else it is told."""
+    """Return the input, whatever other arguments come with it."""
 
     def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
         return hidden
@@ -191,7 +191,7 @@ def _twice(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _output_width(tower: Any) -> int:
-    """Return number of features of one picture."""
+    """Return the number of features of one picture."""
     size = tower.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     like = next(tower.parameters())

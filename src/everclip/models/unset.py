@@ -16,10 +16,10 @@ _DRAWN = {
 
 
 class Unset(TorchFunctionMode):
-    """Put nan where random values are asked for, while it is open: what no file then fills in cannot pass unseen."""
+    """While open, put nan where random values are asked for, so that a value which no file fills in is noticed."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Fill a tensor, or hand on another call."""
+        """Fill a tensor with nan, or pass another call on."""
         kwargs = kwargs or {}
         if func is torch.randn:
             return torch.empty(*args, **kwargs).fill_(math.nan)

@@ -1,7 +1,7 @@
 """Stand in for a model when features are given: an image tower that passes rows on, and fixed class embeddings.
 
-What runs on images runs on such rows unchanged, but for what trains a tower, reads pictures or asks for other prompts.
-A saved one is a folder as ``Clip.save`` writes it, whose config has the ``KEY`` in place of open_clip's towers.
+Whatever runs on images runs on such rows unchanged, unless it trains a tower, reads pictures or needs other prompts. It
+is saved as a folder like that of ``Clip.save``, whose config has the ``KEY`` in place of open_clip's towers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from everclip.models.savable import WEIGHTS_FILE
 from everclip.models.trunk import Beside
 
 KEY = "features"
-"""Of the config of a saved one: the width."""
+"""Key of the width in a saved model's config."""
 LOGIT_SCALE = 100.0
 """That of CLIP's released models."""
 
@@ -62,13 +62,13 @@ class Vectors(Clip):
     """A model of features: an image is its features, a prompt the bare name of a class.
 
     Attributes:
-        width: numbers of a row.
+        width: numbers per row.
     """
 
     def __init__(
         self, width: int, name: str, classes: Sequence[str] = (), text: Float32[Tensor, "c d"] | None = None
     ) -> None:
-        """Make one for rows of ``width``; ``classes`` are those that ``text`` has an embedding of, in its order."""
+        """Make one for rows of ``width``; ``classes`` are the names of the classes in ``text``, in its order."""
         place = {known: number for number, known in enumerate(classes)}
 
         def tokenizer(prompts: Sequence[str]) -> Int64[Tensor, "p 1"]:
@@ -115,7 +115,7 @@ def load(spec: str, image_size: int | None) -> Vectors:
 
 
 def of_folder(folder: Path, config: Mapping[str, Any], spec: str) -> Vectors:
-    """Return the model that was saved in a folder. Raises ValueError where it is none."""
+    """Return the model that was saved in a folder. Raises ValueError where there is none."""
     width, names = config[KEY], config.get("classes")
     state = load_file(folder / WEIGHTS_FILE)
     shapes = {key: tuple(value.shape) for key, value in state.items()}

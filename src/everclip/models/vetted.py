@@ -1,7 +1,7 @@
 """Vet the files of an untrusted model: nothing is accepted that runs code, or asks to.
 
 open_clip_config.json      keys that open_clip's own configs have; no options of tokenizers that load anything else
-                           (of preprocess_cfg open_clip itself takes what it knows, and leaves the rest)
+                           (open_clip itself takes what it knows from preprocess_cfg, and ignores the rest)
 config.json                of a Hugging Face text tower: keys of an architecture that open_clip knows, written anew for
                            transformers, which so sees nothing else
 tokenizer_config.json      looked at before transformers reads it: a class of transformers that is known to be plain
@@ -42,11 +42,11 @@ _TOKENIZERS = {f"{family}Tokenizer" for family in _FAMILIES.split()} | {"Tokeniz
 
 
 def check(config: Any, where: str) -> None:
-    """Refuse a model's config as far as it asks for anything but an architecture of open_clip. Raises UserError.
+    """Refuse a model's config that asks for anything but an architecture of open_clip. Raises UserError.
 
     Args:
         config: ``model_cfg`` of open_clip_config.json.
-        where: what the message calls it.
+        where: what the message calls the config.
     """
     _known(config, _MODEL, where, "")
     kinds = open_clip.model.CLIPVisionCfg, open_clip.model.CLIPTextCfg, open_clip.coca_model.MultimodalCfg
@@ -84,10 +84,10 @@ def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
 
 @contextmanager
 def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Iterator[dict[str, Any]]:
-    """Yield options of ``create_model`` with which a Hugging Face text tower is built; none for any other. Raises
-    UserError for code or another architecture, OSError where it cannot be had, ValueError where it is no JSON.
+    """Yield the options of ``create_model`` that build a Hugging Face text tower; none for any other. Raises UserError
+    for code or an unknown architecture, OSError where its config is not available, ValueError for invalid JSON.
 
-    Its config is written anew, with what its architecture knows alone. Its weights come with all others.
+    Its config is rewritten with only the keys that its architecture knows. Its weights come with the rest of the model.
 
     Args:
         text: ``text_cfg`` of the model.
@@ -117,8 +117,8 @@ def text_tower(text: Mapping[str, Any], folder: str | None, where: str) -> Itera
 
 
 def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[str, Any]:
-    """Return options of ``get_tokenizer``, once it is sure that a Hugging Face tokenizer is a plain class of
-    transformers. Raises as ``text_tower``.
+    """Return the options of ``get_tokenizer``, after checking that a Hugging Face tokenizer is of a plain class of
+    transformers. Raises like ``text_tower``.
 
     Args:
         text, folder, where: as in ``text_tower``.

@@ -11,10 +11,10 @@ class Way(NamedTuple):
     """How the towers run in a step.
 
     Args:
-        pieces: in how many they take their inputs where a gradient is kept.
+        pieces: number of pieces in which they take their inputs where a gradient is kept.
         text_bf16: whether the text tower, and it alone, computes in bf16.
         share: how several processes share the batch. Images are then this process's part of it, and features those of
-            the whole batch; of prompts each process encodes a part.
+            the whole batch; each process encodes a part of the prompts.
     """
 
     pieces: int = 1

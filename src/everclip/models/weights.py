@@ -18,7 +18,7 @@ class Place:
     """The place where a model's weights are.
 
     Args:
-        state: ``here``; ``hub``, to be downloaded on first use; ``none``, and what to do stands in ``remedy``.
+        state: ``here``; ``hub``, to be downloaded on first use; ``none``, with what to do about it in ``remedy``.
         text: the file or folder, or why there is none.
     """
 
@@ -29,11 +29,11 @@ class Place:
 
 def find(spec: str) -> Place:
     """Find the weights of ``spec``; asks the hub only if the cache lacks them, for three seconds at most. Raises
-    UserError for no such model, tag or folder."""
+    UserError for an unknown model, tag or folder."""
     place = find_here(spec)
     if place is not None:
         return place
-    with zoo._quiet():  # which has warned already
+    with zoo._quiet():  # ``find_here`` has warned already
         where = zoo._tried(*zoo._resolve(spec))
     reason = zoo._no_network()
     if reason:
@@ -66,7 +66,7 @@ def find_here(spec: str) -> Place | None:
 
 
 def are_here(spec: str) -> bool:
-    """Return whether the weights of ``spec`` are on this machine; of what is no model they are not."""
+    """Return whether the weights of ``spec`` are on this machine; False where it names no model."""
     try:
         with zoo._quiet():
             return find_here(spec) is not None

@@ -81,7 +81,7 @@ def _model_folder(path: Path) -> Path:
     """Return ``path`` itself if it holds a model, else the newest checkpoint of a finished task of the run directory
     ``path``.
 
-    A folder with a manifest must be what was written; one without, which everclip and open_clip save models as, holds
+    A folder with a manifest must be exactly what was written. One without, as everclip and open_clip save models, holds
     nothing that loading could run.
     """
     if (path / CONFIG_FILE).is_file():
@@ -126,7 +126,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
     try:
         if local and (found := _lites(spec, source.removeprefix(_LOCAL), image_size)) is not None:
             return found
-        _ = open_clip.create_model  # imported before warnings are silenced, so that its filters of them stay
+        _ = open_clip.create_model  # imported before warnings are silenced, so that its filters stay
 
         with _quiet(), _offline(local or bool(no_network)):
             return _assemble(spec, source, options, image_size)
@@ -145,7 +145,7 @@ def _create(spec: str, source: str, options: dict[str, Any], image_size: int | N
 
 
 def _lites(spec: str, folder: str, image_size: int | None) -> Clip | None:
-    """Return the model of a folder of ``lite``'s architecture; None of any other."""
+    """Return the model of a folder of ``lite``'s architecture; None for any other."""
     found = lites.read(Path(folder))
     if found is None:
         return None
@@ -186,14 +186,14 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
 
 
 def _weights(source: str, folder: str | None) -> Path | None:
-    """Return the file of weights of a model that is none of open_clip's own; None of one that is. Raises ValueError."""
+    """Return the weights file of a model that is not open_clip's own; None for one that is. Raises ValueError."""
     if folder is None:
         hub = source.removeprefix(_HUB)
         return (
             Path(open_clip.pretrained.download_pretrained_from_hf(hub)) if source.startswith(_HUB) else None
         )
     own = Path(folder, WEIGHTS_FILE)
-    if own.is_file() or Path(folder, CARD_FILE).exists():  # of ours, which has others too
+    if own.is_file() or Path(folder, CARD_FILE).exists():  # one of ours, which has other weight files too
         found: str | Path | None = own if own.is_file() else None
     else:
         found = open_clip.factory._find_checkpoint_in_dir(Path(folder))
@@ -203,7 +203,7 @@ def _weights(source: str, folder: str | None) -> Path | None:
 
 
 def _centered(clip: Clip, folder: str | None) -> Clip:
-    """Take the mean of image features from a folder that has one. Raises ValueError where it is none."""
+    """Take the mean of image features from a folder that has one. Raises ValueError where it is not a valid one."""
     mean = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8")).get(CENTER) if folder else None
     if mean is None:
         return clip
@@ -226,7 +226,7 @@ def _tried(source: str, options: dict[str, Any]) -> str:
 
 
 def _no_network() -> str:
-    """Return an empty text if the model hub (or a proxy) answers once, else why it cannot be asked: seconds at most."""
+    """Return an empty text if the hub (or a proxy) answers once, else why it cannot be reached, within seconds."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -244,7 +244,7 @@ def _no_network() -> str:
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Have the hub's client use its cache alone: without a network it would retry for most of a minute."""
+    """Make the hub's client use only its cache: without a network it would retry for most of a minute."""
     from huggingface_hub import constants
 
     before, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
@@ -260,7 +260,7 @@ def _offline(offline: bool) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the libraries log and warn while loading: what goes wrong comes as one error line of our own."""
+    """Silence the libraries' logs and warnings while loading: a failure is reported in one error line of our own."""
     level, handler = logging.root.manager.disable, logging.NullHandler()
     logging.root.addHandler(handler)  # open_clip logs on the root logger, which would install a handler on it
     logging.disable(logging.ERROR)

@@ -1,7 +1,7 @@
 """Read a saved model of ``lite``'s architecture without open_clip, timm and transformers.
 
-A folder is one of those where all of its files say what ``lite``'s do: sizes, activations, tokens, preprocessing, and
-the names and shapes of the weights. Any other is left to open_clip, with all its checks
+A folder qualifies where all of its files say what ``lite``'s do: sizes, activations, tokens, preprocessing, and the
+names and shapes of the weights. Any other is left to open_clip, with all its checks
 (docs/decisions/0032-lites-own-towers.md).
 """
 
@@ -27,7 +27,7 @@ from everclip.models.unset import Unset
 from everclip.system.reading import Unreadable, read_json
 
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-"""The name that plain open_clip asks its hub for when it loads a saved folder; everclip reads the folder alone."""
+"""The name that plain open_clip looks up on the hub when it loads a saved folder; everclip reads the folder alone."""
 
 _TRANSFORMER = {
     "model_type": "bert",
@@ -55,7 +55,7 @@ _TRANSFORMER_IDLE = {
     *("tie_word_embeddings", "transformers_version", "use_cache"),
 }
 """Keys of config.json that change nothing here: towers never run in training mode."""
-_PLACES = "position_embedding_type"  # which transformers 5 knows no more
+_PLACES = "position_embedding_type"  # no longer known to transformers 5
 _TOKENS = {
     "do_basic_tokenize": True,
     "do_lower_case": True,
@@ -74,7 +74,7 @@ _TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")
 _TOKEN_FILES = (FILE, "tokenizer_config.json")
 _PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 _DIGEST = "c5c198efc160fcd8603f17caeee02145db877ad954ae77651ed8ca3e47003a0d"
-"""SHA-256 of these parts of tokenizer.json, their keys in order; how far prompts are cut and filled is told it anew."""
+"""SHA-256 of these parts of tokenizer.json, with sorted keys; truncation and padding, set anew, are not among them."""
 _OTHERS = ("added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "vocab.txt")
 """Files that older versions of transformers read beside these."""
 _PREPROCESSING = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
@@ -93,7 +93,7 @@ def model_cfg(side: int = 224) -> dict[str, Any]:
 
 
 def read(folder: Path) -> tuple[Lite, dict[str, Any], Tokenizer] | None:
-    """Return the model of a folder with its config and tokenizer; None where it is not, in all, of this architecture.
+    """Return the model of a folder with its config and tokenizer; None where any part of it is of another architecture.
 
     Raises:
         OSError: a file cannot be read.
@@ -114,7 +114,7 @@ def read(folder: Path) -> tuple[Lite, dict[str, Any], Tokenizer] | None:
     if {name: tuple(value.shape) for name, value in empty.items()} != shapes:
         return None
     given = load_file(folder / WEIGHTS_FILE)
-    # copied, as what is read so lies in the file
+    # copied, as ``load_file`` maps the file into memory
     model.load_state_dict({n: given[n].to(v.dtype, copy=True) for n, v in empty.items()}, assign=True)
     return model, config, Tokenizer({name: (folder / name).read_bytes() for name in _TOKEN_FILES})
 

@@ -28,7 +28,7 @@ _EPS = 1e-3
 
 
 class NormAct(nn.BatchNorm2d):
-    """Batch norm, then ReLU6 or nothing; ``models.folded`` takes the norm into the convolution before it."""
+    """Batch norm, then ReLU6 or nothing; ``models.folded`` folds the norm into the convolution before it."""
 
     def __init__(self, channels: int, activated: bool = True) -> None:
         super().__init__(channels, eps=_EPS)

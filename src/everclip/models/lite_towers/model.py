@@ -14,7 +14,7 @@ from everclip.models.lite_towers.text import POSITIONS, TOKENS, TextTower
 
 
 class Lite(nn.Module):
-    """An image and a text tower with a joint space, in the place of open_clip's ``CustomTextCLIP``.
+    """An image and a text tower with a joint space, in place of open_clip's ``CustomTextCLIP``.
 
     Attributes:
         logit_scale: log(1 / temperature).
@@ -31,12 +31,12 @@ class Lite(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_image(self, image: Float[Tensor, "b ..."], normalize: bool = False) -> Float[Tensor, "b d"]:
-        """Return features of normalised images, on request of unit length."""
+        """Return features of normalised images, of unit length on request."""
         features = self.visual(image)
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, text: Int64[Tensor, "p length"], normalize: bool = False) -> Float[Tensor, "p d"]:
-        """Return features of token ids, on request of unit length."""
+        """Return features of token ids, of unit length on request."""
         features = self.text(text)
         return F.normalize(features, dim=-1) if normalize else features
 

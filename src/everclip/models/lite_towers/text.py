@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "p length width"], mask: Bool[Tensor, "p 1 length length"] | None
     ) -> Float[Tensor, "p length width"]:
-        """Return mixed values; ``mask`` says which tokens are seen by which."""
+        """Return mixed values; ``mask`` says which tokens each token sees."""
         query, key, value = (
             part(hidden).view(*hidden.shape[:2], HEADS, -1).transpose(1, 2)
             for part in (self.query, self.key, self.value)
@@ -60,7 +60,7 @@ class SelfAttention(nn.Module):
 
 
 class Added(nn.Module):
-    """A linear layer, whose output is added to what went by it, and the norm of the sum."""
+    """A linear layer with a residual connection around it, and the norm of the sum."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
 
 
 class Output(NamedTuple):
-    """What the transformer gives."""
+    """The transformer's output."""
 
     last_hidden_state: Float[Tensor, "p length width"]
 
@@ -155,16 +155,16 @@ class Bert(nn.Module):
     def forward(
         self, input_ids: Int64[Tensor, "p length"], attention_mask: Int64[Tensor, "p length"]
     ) -> Output:
-        """Return a vector for each token; those whose mask is 0 are seen by none."""
+        """Return a vector for each token; no token sees those whose mask is 0."""
         seen = attention_mask.bool()
-        # without a mask torch takes another way, whose last bits differ; an exported graph has one for all prompts
+        # without a mask torch uses another kernel, whose last bits differ; an exported graph always has a mask
         whole = not torch.compiler.is_compiling() and bool(seen.all())
         mask = None if whole else seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1)
         return Output(self.encoder(self.embeddings(input_ids), mask))
 
 
 class MeanPooler(nn.Module):
-    """The mean of the tokens that are no padding."""
+    """The mean over all tokens but padding."""
 
     def forward(self, x: Output, attention_mask: Int64[Tensor, "p length"]) -> Float[Tensor, "p width"]:
         """Return a vector for each prompt."""
@@ -176,7 +176,7 @@ class TextConfig:
     """The config file of the transformer, which is written as it was read.
 
     Attributes:
-        pad_token_id: the token that fills prompts up.
+        pad_token_id: the token that pads prompts.
     """
 
     pad_token_id = PADDING

@@ -48,7 +48,7 @@ class Tokenizer:
 
 
 def _clean(text: str) -> str:
-    """Return a text with single spaces, its encoding and HTML put right."""
+    """Return a text with single spaces, its encoding and HTML repaired."""
     if text.isascii() and text.isprintable() and "&" not in text:  # where ftfy has nothing to do
         return " ".join(text.split())
     import ftfy

@@ -25,7 +25,7 @@ def tuning_class(name: str) -> type[Tuning]:
 
 
 def tuning_of(tune: str, options: Mapping[str, Any] | None = None) -> Tuning:
-    """Return the way of tuning that a config asks for, its options checked. This alone reads what ``tune`` says. Raises
+    """Return the way of tuning that a config asks for, its options checked. Only this function parses ``tune``. Raises
     UserError for an unknown plug-in, option or value.
 
     Args:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Tuning:
-    """What of a model trains, with any method. As it stands here, everything that the method trains.
+    """Which part of a model trains, with any method. This base class: everything that the method trains.
 
-    One is made anew wherever it is asked something, so it keeps nothing from task to task.
+    A new instance is made wherever one is needed, so it keeps nothing from task to task.
 
     Args:
         name: as ``tune`` has it.
@@ -50,7 +50,7 @@ class Tuning:
         return ()
 
     def begin(self, clip: Clip) -> None:
-        """Settle what of ``clip`` trains in a task; may draw from torch's random state. Raises as ``held`` does."""
+        """Set up what trains of ``clip`` in a task; may draw from torch's random state. Raises like ``held``."""
         clip.hold(self.held(clip))
 
     def check(self, clip: Clip) -> None:
@@ -58,7 +58,7 @@ class Tuning:
         self.held(clip)
 
     def end(self, clip: Clip) -> None:
-        """Take back, at a task's end, what ``begin`` added to the model, so that a checkpoint is an ordinary one."""
+        """Undo, at a task's end, what ``begin`` added to the model, so that a checkpoint is an ordinary model."""
 
     # What follows from it -------------------------------------------------------------------------------------------
 
@@ -72,12 +72,12 @@ class Tuning:
 
     @property
     def rates(self) -> Collection[str]:
-        """The rates of ``[train]`` that decide how fast it learns, ``lr`` and ``lr_text``: a search tries values."""
+        """Which of the rates ``lr`` and ``lr_text`` of ``[train]`` matter, so that a search tries values of them."""
         image, text = self.blocks
         return [name for name, count in (("lr", image), ("lr_text", text)) if count != 0]
 
     def fractions(self, costs: Costs) -> tuple[float, float]:
-        """Return the fraction of the image and of the text tower that trains, for estimates; blocks are alike."""
+        """Return the fraction of the image and of the text tower that trains, for estimates; blocks count alike."""
         image, text = (
             1.0 if count is None else min(1.0, count / whole)
             for count, whole in zip(self.blocks, costs.blocks, strict=True)

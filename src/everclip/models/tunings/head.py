@@ -19,5 +19,5 @@ class Head(Tuning):
 
     @property
     def blocks(self) -> tuple[int | None, int | None]:
-        """None of either tower."""
+        """No blocks of either tower."""
         return 0, 0

@@ -14,7 +14,7 @@ class Text(Tuning):
     """One tower."""
 
     def held(self, clip: Clip) -> set[str]:
-        """Return the image tower."""
+        """Return all of the image tower."""
         return {name for name, _ in clip.model.named_parameters() if name.startswith("visual.")}
 
     @property

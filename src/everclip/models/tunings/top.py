@@ -55,7 +55,7 @@ class Top(Tuning):
 
     @property
     def blocks(self) -> tuple[int | None, int | None]:
-        """As many of either tower."""
+        """The same number of blocks for both towers."""
         return self.config.blocks, self.config.blocks
 
 
@@ -84,7 +84,7 @@ def below(names: Iterable[str], count: int) -> set[str]:
 
 
 def _block(name: str) -> int | None:
-    """Return number of the outermost block that a parameter is in, None outside of the blocks."""
+    """Return the number of the outermost block that a parameter is in; None outside the blocks."""
     parts = name.split(".")
     for here, after in pairwise(parts):
         if here in _BLOCKS and after.isdecimal():
