@@ -49,7 +49,7 @@ def load_config(tokens: Sequence[str], below: Sequence[str] = ()) -> Config:
 
     Args:
         tokens: the name of a shipped config or the path of a .toml file (optional, first), then KEY=VALUE.
-        below: KEY=VALUE that the tokens' go over, as they go over a file's.
+        below: KEY=VALUE that the tokens override, as they override a file's.
 
     Raises:
         UserError: with the key, the value given, what is allowed, and the file it came from, if any.

@@ -18,7 +18,7 @@ from everclip.system import reading
 FILE = Path(__file__).parents[1] / "configs" / "experiments.toml"
 PAPER = "Memory-Efficient Continual Learning with CLIP Models, https://arxiv.org/abs/2605.03866"
 SIZED = "-mM"
-"""How a line of the file ends that stands for an experiment at each budget M."""
+"""The ending of a line in the file that stands for one experiment per budget M."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Decide whether, where and in what size a run keeps the activations of its model's frozen part.
 
 Config, method and model alone decide where the image tower is cut: whoever opens the run later has to cut in the same
-place. Where the activations are kept affects only the time (where a class comes in many tasks, the last bit too);
-without room for them they are computed anew each time, and not rounded. docs/decisions/0009-frozen-trunk.md has the
-reasons.
+place. Where the activations are kept affects only the time taken (and, where a class comes in many tasks, the last
+bit); without room for them they are computed anew each time, and not rounded. docs/decisions/0009-frozen-trunk.md has
+the reasons.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def cut(clip: Clip, config: Config, method: Method) -> None:
 
 
 def beside(method: Method) -> Beside | None:
-    """Return what a method reads of the tower beside its features."""
+    """Return what a method reads from the tower besides its features."""
     if method.capabilities.depths is not None:
         return method.capabilities.depths.beside
     return both if method.capabilities.reads == "pooled" else None
@@ -166,9 +166,9 @@ def loader(plan: Plan, clip: Clip, folder: Path, progress: Progress) -> Loader:
 def _parts(plan: Plan) -> tuple[list[ImageSet], list[ImageSet]]:
     """Return the training and the test images of a run, in the parts that its cache groups them by.
 
-    A cache of the run's own keeps no more of a group than a task asks for: of a group that spanned tasks, as where a
-    class comes in many, each would compute the whole. A shared cache keeps whole groups, which serve any cut into
-    tasks.
+    A cache of the run's own keeps only the rows of a group that a task needs: if a group spanned several tasks, as it
+    could where a class comes in many, each task would compute all of it. A shared cache keeps whole groups, which serve
+    any cut into tasks.
     """
     train, test = [task.train for task in plan.tasks], [task.test for task in plan.tasks]
     return ([joined(train)], [joined(test)]) if plan.config.cache.shared else (train, test)
@@ -177,7 +177,7 @@ def _parts(plan: Plan) -> tuple[list[ImageSet], list[ImageSet]]:
 def _rows(
     plan: Plan, clip: Clip, size: Size, parts: list[ImageSet], folder: Path, progress: Progress
 ) -> Rows | None:
-    """Return the rows that the activations are kept in, said in a line; None where there is no room."""
+    """Return the rows that keep the activations, and report them in a line; None where there is no room."""
     cache = plan.config.cache
     if cache.shared:
         about = _about(plan, clip, size, parts)
@@ -199,7 +199,7 @@ def _rows(
 
 
 def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress) -> bool:
-    """Return whether a disk has room. Raises UserError where it has not, and the rows are what was asked for."""
+    """Return whether a disk has room. Raises UserError where it has not and the config demands the rows."""
     free = _free(folder)
     if needed <= free:
         return True
@@ -215,7 +215,7 @@ def _free(folder: Path) -> int:
 
 
 def _about(plan: Plan, clip: Clip, size: Size, parts: list[ImageSet]) -> dict[str, Any]:
-    """Return all that a row depends on, its image aside."""
+    """Return all that a row depends on, except its image."""
     assert clip.trunk is not None
     depths = plan.method.capabilities.depths
     return (

@@ -1,4 +1,4 @@
-"""Run torch's AdamW without torch's compiler, which takes a second of the processor to import."""
+"""Run torch's AdamW without torch's compiler, which takes a second of processor time to import."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 
 class AdamW(torch.optim.AdamW):
-    """Torch's AdamW, its methods without what tells the compiler to leave them alone; nothing here compiles them.
+    """Torch's AdamW, its methods without the wrapper that tells the compiler to skip them; nothing here compiles them.
 
-    Torch imports its compiler for that alone, at the first call of any of these.
+    Torch would import its compiler for that wrapper alone, at the first call of any of these methods.
     """
 
     add_param_group: Any = unwrap(Optimizer.add_param_group)

@@ -1,4 +1,4 @@
-"""Foresee how many activations a run keeps, and the space that they take."""
+"""Estimate how many activations a run keeps, and the space that they take."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Amount:
 
     Args:
         views: kept of a training image: 1 is the plain picture, and 0 keeps nothing of training images.
-        most: rows at any time, where those are dropped that no later stage sees.
-        all: rows where none is dropped.
+        most: largest number of rows at any time, where those that no later stage sees are dropped.
+        all: number of rows where none is dropped.
     """
 
     views: int
@@ -36,18 +36,18 @@ class Amount:
         before = [0, *accumulate(train)]
         kept = before[:-1] if budget == "all" else [min(count, budget) for count in before[:-1]]
         views = _views(plan, sum(train), sum(kept))
-        each = views + (views != 1)  # the plain picture too, which what comes after training may ask for
+        each = views + (views != 1)  # the plain picture too, which may be needed after training
         test = sum(len(task.test) for task in plan.tasks)
         most = max(new + old for new, old in zip(train, kept, strict=True))
         return cls(views, each * most + test, each * sum(train) + test)
 
 
 def _views(plan: Plan, new: int, again: int) -> int:
-    """Return views to keep of a training image: no more than the epochs of a task see, and none where that saves no
-    work.
+    """Return how many views to keep of a training image: no more than the epochs of a task see, and none where that
+    saves no work.
 
     Args:
-        new, again: training images of all tasks, and those that are in the memory at the start of each.
+        new, again: training images of all tasks, and exemplars at the start of each task, added up.
     """
     config, method = plan.config, plan.method
     if not method.capabilities.trains or config.cache.views == 1:
@@ -81,7 +81,7 @@ class Size:
 
     @classmethod
     def of(cls, plan: Plan, clip: Clip) -> Size:
-        """Measure for a plan with its model, which was cut."""
+        """Measure for a plan with its model, already cut."""
         assert clip.trunk is not None
         blank = clip.blank()
         amount = Amount.of(plan)
@@ -95,7 +95,7 @@ class Size:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows that are kept at most."""
+        """Largest number of bytes of all kept rows."""
         return self.rows * self.row_bytes
 
     def words(self) -> str:

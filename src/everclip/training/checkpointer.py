@@ -2,7 +2,7 @@
 
 What a method makes when a task or a phase begins (teachers, class counts, label sets) is not part of its state. A run
 that resumes in the middle of a task makes it again from the same models: the one before the task, then the one at the
-start of each phase. Only then are the weights, the state and the optimizer of the stop restored.
+start of each phase. Only then are the weights, the state and the optimizer restored as they were when it stopped.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Checkpointer(Journal):
 
         def model(folder: Path) -> None:
             context.clip.save(folder)
-            if stage >= 0:  # what the model is used by, without its training images
+            if stage >= 0:  # by which the model is used without its training images
                 cards.write(folder, card_of(context.plan, stage + 1))
 
         self._commit(Place(stage + 1), model, state)
         self._on, self._moved = [self.place], False
 
     def scored(self) -> None:
-        """Add to the checkpoint of the finished task what its test has given."""
+        """Add the results of its test to the checkpoint of the finished task."""
         content = {key: value for key, value in self._state().items() if key != "method"}
         if self.run.writes:
             amend(self.run.store.folder(self.place), {RECORD: json.dumps(content).encode()})
@@ -86,7 +86,7 @@ class Checkpointer(Journal):
             self._stop_for(*collectives.most(self.stop.requested or 0))
 
     def resume(self, update: Update, phase: int, steps: int) -> int:
-        """Return the number of batches of a phase, (begun already) that are done; the update continues after them."""
+        """Return how many batches of a phase that has begun are done already; the update continues after them."""
         target = self._target
         if target is None or phase < target.phase:
             return steps if target else 0
@@ -113,7 +113,7 @@ class Checkpointer(Journal):
     # ----------------------------------------------------------------------------------------------------------------
 
     def _stop_for(self, signal: int) -> None:
-        """Raise Stopped for a signal that this process or another has got."""
+        """Raise Stopped for a signal that this process or another has received."""
         if signal:
             if not self.stop.requested:
                 self.stop.ask(signal)

@@ -68,7 +68,7 @@ def what_it_did(error: Exception) -> str | None:
 
 
 def room(config: Config, clip: Clip, stages: int) -> float:
-    """Return bytes that a run of this model may write."""
+    """Return the number of bytes that a run of this model may write."""
     image = sum(parameter.numel() for _, parameter in clip.image_parameters())
     every = sum(parameter.numel() for parameter in clip.parameters())
     return disk_bytes(config, Costs(0, 0, image, every - image, (0, 0)), stages)
@@ -82,7 +82,7 @@ def nearest(place: Path) -> Path:
 def check_room(run: Path, needed: float) -> None:
     """Raise UserError where a run that writes ``needed`` bytes, of which some may be there, would fill the disk."""
     there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
-    # of several processes the first may have been refused already, and have taken its folder away
+    # of several processes the first may have been refused already, and have removed its folder
     free = shutil.disk_usage(nearest(run)).free
     if needed - there > free:
         raise UserError(

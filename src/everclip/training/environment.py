@@ -1,4 +1,4 @@
-"""Tell what a run is carried out with: versions, the machine, its memory."""
+"""Describe what a run is carried out with: versions, the machine, its memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Return bytes in use: of the GPU's allocator where there is one, else the process's largest resident size."""
+    """Return the peak memory in bytes: of the GPU's allocator if there is a GPU, else the process's resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

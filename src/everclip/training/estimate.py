@@ -26,7 +26,7 @@ class Sizes:
         train, test: images of each task.
         seen: classes seen after each task.
         templates: prompts of a class.
-        captions: of the test images of each task, of data with captions; such data have no classes to encode.
+        captions: number of each task's test captions, for data with captions; such data have no classes to encode.
         budget: exemplars that a plan keeps; None: as the config says.
     """
 
@@ -43,11 +43,11 @@ class Sizes:
         return Sizes((sum(self.train),), (sum(self.test),), self.seen[-1:], self.templates, captions)
 
     def tested(self, tasks: int) -> int:
-        """Return the prompts of a test on the first tasks."""
+        """Return the number of prompts in a test on the first tasks."""
         return sum(self.captions[:tasks]) if self.captions else self.seen[tasks - 1] * self.templates
 
     def texts(self, stage: int, batch: int) -> int:
-        """Return the classes seen with a task, or as many captions as a batch has images."""
+        """Return the number of classes seen with a task or, for captions, of images in a batch."""
         return batch if self.captions else self.seen[stage]
 
 
@@ -57,7 +57,7 @@ class Work:
 
     Args:
         memory: largest number of exemplars.
-        once: pictures that pass through the image tower's frozen part, where what it gives is kept.
+        once: pictures that pass through the image tower's frozen part, where its output is kept.
     """
 
     trained: float = 0.0
@@ -80,10 +80,10 @@ class Work:
         )
 
     def passes(self, costs: Costs, config: Config | None = None) -> tuple[float, float]:
-        """Return forward passes of the image tower, and of the text tower, that all of it counts as.
+        """Return how many forward passes of the image tower, and of the text tower, all of it counts as.
 
         Args:
-            config: what of the towers trains, and what is kept of the rest; default: all of it.
+            config: says what of the towers trains, and what is kept of the rest; default: all trains.
         """
         if config is None:
             return 3.0 * self.trained + self.forward, 3.0 * self.trained_prompts + self.prompts
@@ -93,11 +93,11 @@ class Work:
             rest = (1 - image) * self.trained + self.forward
         else:
             rest = above * self.forward + self.frozen(costs, config)
-        whole = tuning.passes  # a text tower that is frozen gives the same each time
+        whole = tuning.passes  # a frozen text tower gives the same each time
         return image * whole * self.trained + rest, text * whole * self.trained_prompts + self.prompts
 
     def frozen(self, costs: Costs, config: Config) -> float:
-        """Return those of the image tower's ``passes`` that make what is kept of its frozen part."""
+        """Return those of the image tower's ``passes`` that compute the kept output of its frozen part."""
         above = _above(config, costs)
         return 0.0 if above is None else (1 - above) * self.once
 
@@ -108,7 +108,7 @@ class Work:
 
 
 def _above(config: Config, costs: Costs) -> float | None:
-    """Return the fraction of the image tower above what is kept of it; None where nothing is kept. Imports torch."""
+    """Return the fraction of the image tower above its kept part; None where nothing is kept. Imports torch."""
     from everclip import methods
     from everclip.training.activation_cache import blocks_above
 
@@ -142,8 +142,8 @@ def inner(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def exemplars(config: Config) -> tuple[int | Literal["all"], bool]:
-    """Return exemplars that a resolved config keeps (of each class, with ``memory.per_class``), and whether its method
-    learns all tasks at once. Imports torch.
+    """Return how many exemplars a resolved config keeps (of each class, with ``memory.per_class``), and whether its
+    method learns all tasks at once. Imports torch.
 
     Raises:
         UserError: the method or its options are wrong.
@@ -169,7 +169,7 @@ def work(config: Config, sizes: Sizes) -> Work:
 
 
 def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
-    """Count what learning, and testing after it, computes for each task; raises as ``work`` does."""
+    """Count what learning each task computes, and the test after it; raises like ``work``."""
     from everclip.methods.base.registry import method_class
 
     asked, at_once = exemplars(config)
@@ -198,7 +198,7 @@ def stages(config: Config, sizes: Sizes) -> list[tuple[Work, Work]]:
 
 
 def shares(config: Config, sizes: Sizes) -> list[tuple[float, float]]:
-    """Return the operations of ``stages``; of a model that is not known, its passes, as if both towers took as long."""
+    """Return the operations of ``stages``; for an unknown model its passes, as if both towers took equally long."""
     model = costs(config.model, config.image_size) or Costs(1, 1, 1, 1, (0, 0))
     return [
         (learned.operations(model, config), tested.operations(model, config))
@@ -226,7 +226,7 @@ def _training(
     text, classes = _text(passes, options), seen
     present = text == "batch" or options.get("classes") == "present"
     if present and not kept and not scenarios.scenario_class(config.scenario.kind).every_class:
-        classes = max(1, seen // (stage + 1))  # the task's own, about
+        classes = max(1, seen // (stage + 1))  # roughly the task's own
     prompts = 0 if text == "none" else steps * (classes if text == "seen" else min(classes, train.batch_size))
     passes_of_probe = options.get("probe_epochs", 0)
     probe = (passes_of_probe if isinstance(passes_of_probe, int) else 1) * (new + kept)

@@ -22,12 +22,12 @@ from everclip.training.extract import Rows, spread, unreadable
 
 
 class Measured(ABC):
-    """What a model makes of the test images of some tasks.
+    """The results of a model on the test images of some tasks.
 
     Attributes:
         labels: in the order learned.
         truth: int64 ``[n]``, the label of each image.
-        everything: whether all classes compete, those not learned yet too, however many are asked for below.
+        everything: whether all classes compete, those not learned yet too, whatever ``among`` says.
     """
 
     labels: tuple[int, ...]
@@ -48,7 +48,7 @@ class Measured(ABC):
 
     @abstractmethod
     def count(self, task: int) -> int:
-        """Return images of a task."""
+        """Return the number of images of a task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Scores(Measured):
         tasks, truth, ids: int64 ``[n]``, one row per image that could be read.
         scores: float32 ``[n, c]``.
         to_logits: factor that turns the scores into logits of a softmax.
-        everything: whether all classes compete, those not learned yet too, however many are asked for below.
+        everything: whether all classes compete, those not learned yet too, whatever ``among`` says.
     """
 
     labels: tuple[int, ...]
@@ -102,7 +102,7 @@ class Scores(Measured):
         }
 
     def count(self, task: int) -> int:
-        """Return images of a task."""
+        """Return the number of images of a task."""
         return int((self.tasks == task).sum())
 
     def top(self, among: int, tasks: int, k: int = 5) -> dict[str, NDArray]:
@@ -138,7 +138,7 @@ def evaluate(
     Several processes share the images, and all of them get all scores.
 
     Args:
-        classifier: labels to a module from normalised images to scores, built once.
+        classifier: maps labels to a module that maps normalised images to scores; called once.
         count: called with the number of newly tested images.
 
     Raises:

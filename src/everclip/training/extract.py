@@ -28,7 +28,7 @@ def spread(loader: Loader, images: ImageSet, compute: Callable[[Batch], Tensor])
     neighbours.
 
     Raises:
-        NonFinite: a row has a nan. An inf is none: a score of -inf is that of a class which cannot be the answer.
+        NonFinite: a row has a nan. An inf is no error: a score of -inf means that a class cannot be the answer.
     """
     rows, about = [], []
     for batch in loader.plain(images, shared=True):
@@ -58,7 +58,7 @@ def unreadable(task: Task, part: str = "training") -> RunError:
 
 
 def some(batches: Iterable[Batch], task: Task) -> Iterator[Batch]:
-    """Yield batches of a task's training images. Raises RunError after the last one where there was none."""
+    """Yield batches of a task's training images. Raises RunError where there was none."""
     batch = None
     for batch in batches:
         yield batch

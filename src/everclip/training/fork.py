@@ -55,7 +55,7 @@ class Source(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run that is forked."""
+        """The checkpoint's folder, in the run that is forked."""
         return self.run.store.folder(self.place)
 
 
@@ -168,7 +168,7 @@ def begin(run: Run, plan: Plan) -> None:
 
 
 def _different(other: Config, config: Config) -> str:
-    """Return the first key in which two configs may not differ and do, with both values; empty where there is none."""
+    """Return the first key that must agree in two configs but does not, with both values; empty where there is none."""
     there, here = (dotted(one.model_dump()) for one in (other, config))
     for key in there | here:
         fixed = any(f"{key}.".startswith(f"{same}.") for same in SAME)

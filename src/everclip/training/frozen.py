@@ -1,10 +1,10 @@
 """Measure what the pretrained model's features achieve without training: the reference for a trained run to beat.
 
 After each task a linear classifier is solved from sums over the training images seen so far; the model, the images and
-the pixels are the run's own, and no image is kept. Of the closed forms below it is the one that gets most training
-images right that it was not fitted on (cross-validation in five parts), solved again on all of them; it is chosen anew
-each time that the images have grown fourfold, and after the last task. Nothing is drawn at random and no test label
-is looked at; docs/decisions/0018-two-references.md has the reasons.
+the pixels are the run's own, and no image is kept. Of the closed forms below it is the one that gets the most training
+images right that it was not fitted on (five-fold cross-validation), then solved on all of them. It is chosen anew each
+time the number of images has grown fourfold, and after the last task. Nothing is drawn at random and no test label is
+looked at; docs/decisions/0018-two-references.md has the reasons.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Known = tuple[Float[Tensor, "_n d"], Int64[Tensor, " _n"]]
 def reference(
     clip: Clip, prompts: Prompts, tasks: Sequence[Task], loader: Loader, known: Mapping[int, Rows]
 ) -> dict[str, Any]:
-    """Return the keys of results.json on the frozen features, A_t of the strongest closed form among them.
+    """Return the keys of results.json on the frozen features, including A_t of the strongest closed form.
 
     Afterwards broken images are forgotten and kept rows freed, so the run computes the same as without the reference.
 
@@ -86,7 +86,7 @@ def reference(
 
 
 class Trained:
-    """Sums over all training images and over those of each part that is held out, with what is held out."""
+    """Sums over all training images and over each held-out part, with the features and labels of these parts."""
 
     def __init__(self, clip: Clip, prompts: Prompts) -> None:
         self._clip = clip
@@ -140,7 +140,7 @@ class Trained:
 def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """Return the part in which each image is held out, by its place among the ids of its class; -1 for none.
 
-    None of a class with a single image is, so that each part leaves images of every class.
+    The only image of a class is never held out, so that the rest always has images of every class.
     """
     found = torch.full_like(labels, -1)
     for label in labels.unique():
@@ -152,5 +152,5 @@ def folds(labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]) -> Int64[Tensor
 
 
 def _features(clip: Clip, loader: Loader, images: ImageSet) -> Rows | None:
-    """Return features, labels and ids of the checking which images can be read; None where there are none."""
+    """Return features, labels and ids of the images that can be read; None where there are none."""
     return spread(loader, images, lambda batch: clip.encode_image(batch.images))

@@ -29,7 +29,7 @@ def learn(context: Context, task: Task) -> None:
     memory, loader, journal = context.memory, context.loader, context.journal
     context.record.begin_stage()
     loader.prepare(task.train + memory.images(), views=int(any(method.passes.towers(task.index))))
-    if collectives.size() > 1:  # which may have taken minutes longer here, and found an image broken
+    if collectives.size() > 1:  # preparing may have taken minutes longer here, and found an image broken
         loader.agree()
     new, old = loader.pixels.readable(task.train), memory.images()
     images, current = new + old, np.arange(len(new) + len(old)) < len(new)

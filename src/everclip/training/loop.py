@@ -54,7 +54,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
         shares = estimate.shares(context.plan.config, context.plan.sizes())
         progress.expect([work for pair in shares[record.stages :] for work in pair])
         for task in tasks[record.stages :]:
-            if checkpointer.place.task == task.index:  # else it was stopped while it was tested
+            if checkpointer.place.task == task.index:  # else it was stopped during its test
                 log.info(
                     "%s begins: %d images of %d classes, %d exemplars",
                     *(task.name, len(task.train), len(task.classes), len(context.memory.images())),
@@ -112,7 +112,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
             record.load_state_dict(saved["record"])
         progress.say(f"continued {checkpointer.place.words([task.name for task in plan.tasks])}")
         return context, checkpointer
-    # what cannot be is said before the pretrained model is tested on everything
+    # refuse what cannot work before the pretrained model is tested on everything
     tuning_of(config.tune, config.tuning.options).check(clip)
     if method.capabilities.trains:
         Passes(clip, config.train)
@@ -131,7 +131,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         record.set_zero_shot(testing.among(scores, plan.tasks, plan.scenario.task_id))
     if config.center and not clip.centered:
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
-        tests = {}  # features are others now
+        tests = {}  # features have changed
     _measure_frozen(context, tests)
     run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
     run.log("start", **record.start(plan))
@@ -167,7 +167,7 @@ def _mean_feature(clip: Clip, loader: Loader, task: Task) -> Float[Tensor, " d"]
 
 
 def _last_step(context: Context) -> dict[str, int]:
-    """Return the number of the last step, if any, where a tracker that a resumed run has opened goes on."""
+    """Return the number of the last step, if any, from which a tracker opened by a resumed run goes on."""
     steps = context.record.optimizer_steps
     return {"global_step": steps - 1} if steps else {}
 

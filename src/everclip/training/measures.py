@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def of(record: Recorder, plan: Plan) -> dict[str, Any]:
-    """Return macro accuracy and the worst class of any run, and what its scenario asks for; null where it asks for
-    nothing."""
+    """Return macro accuracy, the worst class, and the measures that the run's scenario asks for; null for the other
+    measures."""
     last, scenario = record.last_per_class(), plan.scenario
     worst = min(last, key=lambda label: (last[label], label))
     return {

@@ -15,7 +15,7 @@ from everclip.runs.run import Run
 
 @contextmanager
 def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
-    """Open a run for all processes: locked, from ``make``, in the first; in the others one that writes nothing.
+    """Open a run for all processes: locked, from ``make``, in the first; in the others a run that writes nothing.
 
     Raises:
         UserError: as opening a run does; torchrun would restart a run without a named directory.
@@ -41,14 +41,14 @@ class Follower(Run):
         super().__init__(path, config.model_copy(update={"out": str(path)}))
 
     def log(self, event: str, **fields: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log_bytes(self) -> int:
         """Return 0."""
         return 0
 
     def cut_log(self, size: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -31,13 +31,13 @@ def check(features: Mapping[str, Tensor], where: str, advice: str) -> None:
 
 
 def located(place: str, ids: Iterable[int]) -> str:
-    """Say where a step stands and which images it has, for a message."""
+    """Describe the place of a step and its images, for a message."""
     return f"{place} (ids of its first images: {', '.join(map(str, [*ids][:3]))})"
 
 
 @contextmanager
 def undoable(method: Method) -> Iterator[Callable[[], None]]:
-    """Give a function that can undo, while this is open, what ``loss`` changes of the method's tables and buffers.
+    """Yield a function that, while this is open, undoes what ``loss`` changes in the method's tables and buffers.
 
     The function raises RunError where a buffer that is too large to be copied each time was changed.
     """

@@ -25,7 +25,7 @@ class Noted(NamedTuple):
 
     Args:
         duplicates: how many test images are training images too; None where that is not known.
-        copies: how many training images are there once more; None likewise.
+        copies: how many training images repeat another one; None likewise.
         changed: what differed when the run continued with --changed-data: "images", how many, and the "first" of them.
     """
 
@@ -38,7 +38,7 @@ NOTHING = Noted(None, None, None)
 
 
 def read(folder: Path) -> Inventory | None:
-    """Read what the run in a folder has noted; None of a run of an earlier version. Raises UserError if damaged."""
+    """Read what the run in a folder has noted; None for a run of an earlier version. Raises UserError if damaged."""
     path = folder / IMAGES
     if not path.exists():
         return None
@@ -79,7 +79,7 @@ def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inve
     change, now = compare(before, tasks, store)
     if change is None:
         if not (np.array_equal(now.stamps, before.stamps) and now.keys == before.keys):
-            run.write(IMAGES, now.packed())  # a copy, which need not be read another time
+            run.write(IMAGES, now.packed())  # a copy of the data, which need not be read again
         return now, ""
     words = change.words(plan.config.data, "this run", len(before))
     if not run.changed_data:
@@ -94,7 +94,7 @@ def _kept(run: Run, plan: Plan, goes_on: bool, progress: Progress) -> tuple[Inve
 
 
 def _noted(run: Run, plan: Plan, progress: Progress, changed: dict[str, Any] | None) -> Inventory:
-    """Note what the images are now."""
+    """Note the images as they are now."""
     tasks, store = plan.tasks, plan.data.train.store
     stamped = of(tasks, store)
     progress.start("recording the images", len(stamped))

@@ -38,7 +38,7 @@ class Update:
 
     Args:
         steps: optimizer steps of the phase.
-        shard: whether the processes share out the towers' weights until ``close``.
+        shard: whether the processes shard the towers' weights until ``close``.
 
     Attributes:
         passes: how the towers run in this phase.
@@ -110,11 +110,11 @@ class Update:
         self.optimizer.load_state_dict(moments)
 
     def whole(self) -> AbstractContextManager[None]:
-        """Give the model its whole towers while it is open, where they are shared out. All processes together."""
+        """While open, give the model its whole towers if they are sharded. All processes call it together."""
         return nullcontext() if self._shards is None else self._shards.whole()
 
     def answered(self) -> AbstractContextManager[None]:
-        """Turn torch's errors about a missing process into one line per step."""
+        """While open, for a step, turn torch's errors about a missing process into one line."""
         if self._shards is None:
             return nullcontext()
         from everclip.models.fsdp import answered
@@ -122,17 +122,17 @@ class Update:
         return answered()
 
     def close(self) -> None:
-        """Close the phase: the model has the weights that have trained, and nothing else of the update is left.
+        """Close the phase: the model keeps the trained weights, and nothing else of the update is left.
 
         Raises:
-            NonFinite: one of them is not finite. No later step tells of what the last one has made.
+            NonFinite: a weight is not finite. No later step would notice what the last one did.
         """
         shards = self._shards
         del self.optimizer, self.passes, self.parameters, self._shards
         if shards is not None:
             shards.close()
             del shards
-            gc.collect()  # what FSDP hangs on its modules goes round in circles
+            gc.collect()  # FSDP leaves reference cycles on its modules
         if not all(bool(weight.isfinite().all()) for weight in self._trained):
             raise NonFinite(f'weights are not finite after phase "{self._phase}": {self.advice}')
 
@@ -184,7 +184,7 @@ class Update:
         self.optimizer.step()
         self._forget()  # their memory is the next forward pass's
         scale = self._clip.logit_scale
-        if scale.requires_grad:  # a model that stays as it is may have a larger one, as SigLIP does
+        if scale.requires_grad:  # a frozen one may be larger, as SigLIP's is
             with torch.no_grad():
                 scale.clamp_(0, math.log(100))
         self.done += 1
@@ -199,7 +199,7 @@ class Update:
         self.done += 1
 
     def _forget(self) -> None:
-        """Let all gradients go."""
+        """Drop all gradients."""
         self.optimizer.zero_grad()
         if self._shards is not None:
             self._shards.forget()
@@ -210,6 +210,6 @@ class Update:
 
 
 def _shared(clip: Clip, chosen: list[nn.Parameter]) -> Shards:
-    from everclip.models.fsdp import Shards  # half a second of the processor
+    from everclip.models.fsdp import Shards  # takes half a second to import
 
     return Shards(clip, chosen)

@@ -41,8 +41,8 @@ class Estimate(NamedTuple):
 
     Args:
         measured: whether its model was timed; else its operations were counted.
-        shared: seconds that one of several runs on the same images takes for all: with ``cache.shared``, those of the
-            frozen part.
+        shared: seconds that only one of several runs on the same images spends, for all of them: with ``cache.shared``,
+            those of the frozen part.
     """
 
     seconds: float
@@ -106,7 +106,7 @@ def products(device: str, precision: str, side: int = 1024) -> float:
 
 
 def work(config: Config, sizes: Sizes) -> Work:
-    """Count what a resolved config computes, the references that it is measured against included."""
+    """Count what a resolved config computes, including the references that it is measured against."""
     return estimate.work(config, sizes) + references.work(config, sizes)
 
 
@@ -138,6 +138,6 @@ def of_plan(plan: Plan) -> Estimate | None:
 
 @functools.cache
 def _pace_of(spec: str, image_size: int | None, device: str) -> Pace:
-    """Return the pace of a model that is loaded for it, once in a process."""
+    """Load a model and return its pace, once in a process."""
     clip = zoo.load(spec, image_size, device)
     return measured(clip, bool(clip.image_size))

@@ -61,16 +61,16 @@ class Plan:
         tasks = scenarios.cut(scenario, source, config.seed)
         prompts = Prompts(source.class_names, source.templates, config.train.captions)
         method = methods.build(config, prompts)
-        if validation is not None:  # of the images that the scenario leaves: those are what a run learns
+        if validation is not None:  # of the images that the scenario keeps: those are what a run learns
             tasks = [_holding_out(task, validation) for task in tasks[: config.scenario.validation_tasks]]
         if config.smoke:
             tasks = [_trim(task) for task in tasks[:SMOKE_TASKS]]
         if method.capabilities.one_task:
             tasks = merge(tasks)
         plan = cls(config, source, tasks, prompts, method)
-        # as a run decides it, in tuning too, where the budget is scaled
+        # decided as for a whole run, in tuning too, where the budget is scaled
         budget, fewest = plan.budget(whole=True), method.capabilities.fewest
-        # a class's share only shrinks with the classes seen; 1 is every other method's, whose share is warned of
+        # a class's share only shrinks with the classes seen; for methods that need 1, ``_check`` warns instead
         if fewest > 1 and budget != "all" and budget < fewest * len(tasks[0].classes):
             method.can(uses_memory=False)
         _check(plan)
@@ -99,18 +99,18 @@ class Plan:
         )
 
     def _captions(self) -> tuple[int, ...]:
-        """Return captions of each task's test images; none of data without."""
+        """Return the number of captions of each task's test images; empty for data without captions."""
         tests = [task.test for task in self.tasks]
         return tuple(int(part.captions.count(part.rows).sum()) for part in tests if part.captions is not None)
 
     def budget(self, whole: bool = False) -> int | Literal["all"]:
-        """Return exemplars to keep: none where the method has no use for them.
+        """Return how many exemplars to keep: none where the method has no use for them.
 
-        Tuning sees some of the classes only, so it gets as much of the budget: a class then keeps as many exemplars as
-        it will when all classes are seen.
+        Tuning sees only some of the classes, so it gets that fraction of the budget: a class then keeps as many
+        exemplars as it will when all classes are seen.
 
         Args:
-            whole: in tuning too, all that the config asks for.
+            whole: whether to return all that the config asks for, in tuning too.
         """
         can, keeps = self.method.capabilities, methods.memory_policy(self.config, self.method).keeps
         if not can.uses_memory or can.one_task or keeps == "none":
@@ -125,8 +125,8 @@ class Plan:
     def empty_memory(self) -> Memory:
         """Return the memory before the first task.
 
-        Where everything or nothing is kept the method's own policy ranks it, as with ``memory.budget`` all or 0: what
-        forks the run can choose by that.
+        Where everything or nothing is kept, the method's own policy ranks the images, as with ``memory.budget`` all or
+        0, so that a fork of the run can choose by these ranks.
         """
         nothing = self.data.train.select(np.zeros(0, dtype=np.int64))
         policy = methods.memory_policy(self.config, self.method)
@@ -151,7 +151,7 @@ class Plan:
 
 
 def check_names(config: Config) -> None:
-    """Refuse a model or a tracker that there is none of, as the run itself would. Raises UserError."""
+    """Refuse an unknown model or tracker, as the run itself would. Raises UserError."""
     zoo.check(config.model)
     trackers.start(config, Path(config.out or "runs"))
 
@@ -175,7 +175,7 @@ def _trim(task: Task) -> Task:
 
 
 def _check(plan: Plan) -> None:
-    """Refuse tasks that cannot be learned or tested; say what is legal and probably not meant."""
+    """Refuse tasks that cannot be learned or tested; warn of what is legal but probably not meant."""
     config, tasks, names = plan.config, plan.tasks, plan.data.class_names
     one_task, text = plan.method.capabilities.one_task, bool(plan.prompts.templates)
     lacking = methods.lacking(config, plan.method) or plan.scenario.lacking(config, one_task, text)
@@ -236,11 +236,11 @@ def check(plan: Plan) -> None:
     """Refuse what a run could not train, and what several processes cannot compute.
 
     Raises:
-        UserError: of the method, its options or how it trains.
+        UserError: the method, its options or the way it trains do not allow it.
     """
     config, method, count = plan.config, plan.method, collectives.size()
     name, first = config.method.name, plan.tasks[0]
-    # any other augmentation asks no method for its phases before it has begun
+    # with any other augmentation no method is asked for its phases before it begins
     if config.train.augment == "none" and any(p.views == 2 for p in method.learner(first).phases(first)):
         check_augment(config.train.augment)
     if count == 1:

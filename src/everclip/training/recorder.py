@@ -88,7 +88,7 @@ class Recorder:
         return len(seen(self.tasks[: stage + 1]))
 
     def set_zero_shot(self, scores: Measured) -> None:
-        """Keep what the pretrained model scores: A_t, b_i (among the classes of tasks 1..i), and per class."""
+        """Keep the scores of the pretrained model: A_t, b_i (among the classes of tasks 1..i), and per class."""
         tasks = range(len(self.tasks))
         per_task = [scores.accuracy(task, self._seen(task)) for task in tasks]
         after = [scores.accuracy_up_to(task, self._seen(task)) for task in tasks]
@@ -148,7 +148,7 @@ class Recorder:
 
         Args:
             scores: of tasks 0..t and, where there is one, of task t + 1.
-            state_bytes: of all that the method keeps beside model and memory.
+            state_bytes: of all that the method keeps besides model and memory.
         """
         stage = task.index
         known = self._seen(stage)

@@ -10,13 +10,13 @@ from everclip.training import estimate
 from everclip.training.estimate import Sizes, Work
 
 MOST = 0.2
-"""Largest fraction of the planned passes that one over the training images may be under ``references=auto``."""
+"""Largest fraction of the planned passes that a pass over the training images may be under ``references=auto``."""
 
 
 def share(config: Config, sizes: Sizes) -> float:
-    """Return one pass over the training images, as a fraction of the image tower's passes that a resolved config plans.
+    """Return one pass over the training images as a fraction of the image tower's passes that a resolved config plans.
 
-    An image that is trained on counts three.
+    An image that is trained on counts as three passes.
     """
     planned = estimate.work(config, sizes)
     return sum(sizes.train) / max(1.0, 3 * planned.trained + planned.forward)
@@ -25,9 +25,9 @@ def share(config: Config, sizes: Sizes) -> float:
 def wanted(config: Config, sizes: Sizes) -> bool:
     """Return whether a resolved config measures the frozen features.
 
-    With ``references=auto`` tuning runs do not, as their results only serve to choose settings. Where all tasks
-    are tested after each, none does: the frozen features know no classes that are still to come. Nor does one on
-    captions, which are no classes that linear algebra could tell apart.
+    With ``references=auto`` tuning runs do not, as their results only serve to choose settings. Where all tasks are
+    tested after each, no run does: the frozen features know no future classes. Nor does a run on captions, which are no
+    classes that linear algebra could tell apart.
     """
     if sizes.captions or scenarios.build(config.scenario).task_id is not None:
         return False
@@ -42,8 +42,8 @@ def wanted(config: Config, sizes: Sizes) -> bool:
 
 def work(config: Config, sizes: Sizes) -> Work:
     """Count what measuring the frozen features computes."""
-    again = sum(sizes.test) if config.center else 0  # else their features are those of zero-shot
-    plain = sum(sizes.train) if config.cache.views > 1 else 0  # else training keeps the same
+    again = sum(sizes.test) if config.center else 0  # else zero-shot has computed their features
+    plain = sum(sizes.train) if config.cache.views > 1 else 0  # else training keeps the same rows
     return Work(forward=sum(sizes.train) + again, once=plain) if wanted(config, sizes) else Work()
 
 

@@ -27,8 +27,8 @@ from everclip.training.plan import Plan
 log = logging.getLogger("everclip")
 
 STATE, WEIGHTS, RECORD = "state.pt", "weights.safetensors", "record.json"
-"""Files of a checkpoint: what is kept beside the model; a model within a task, which low-rank updates may sit on; and
-what testing a finished task has given."""
+"""Files of a checkpoint: what is kept besides the model; the weights within a task, perhaps with low-rank updates; and
+the test results of a finished task."""
 
 
 class Saved(NamedTuple):
@@ -81,7 +81,7 @@ def freeze(plan: Plan, clip: Clip) -> None:
 def read(run: Run) -> list[Saved]:
     """Read a run's newest intact checkpoint, preceded by those it builds on, and cut the log back to it.
 
-    Before the first one the result and the log are empty: the run starts again.
+    Without a checkpoint the result and the log are empty: the run starts again.
 
     Raises:
         RunError: there are checkpoints, but none can be used.

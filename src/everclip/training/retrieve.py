@@ -50,14 +50,14 @@ class Searched:
 
 @dataclass(frozen=True, eq=False)
 class Recalls(Measured):
-    """What a model finds of the test images of some tasks: a task's are searched among themselves.
+    """What a model finds among the test images of some tasks, each searched by itself.
 
     Its accuracy is the mean of Recall@1 of both directions.
 
     Args:
         labels: the groups of these tasks.
         truth: int64 ``[n]``, the group of each image.
-        found: by task; none of those without test images.
+        found: by task, without the tasks that have no test images.
     """
 
     labels: tuple[int, ...]
@@ -88,7 +88,7 @@ class Recalls(Measured):
         return {label: _mean(*map(np.concatenate, both)) for label, both in sides.items()}
 
     def count(self, task: int) -> int:
-        """Return images of a task."""
+        """Return the number of images of a task."""
         return len(self.found[task].images) if task in self.found else 0
 
     def summary(self, tasks: int) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _mean(images: NDArray[np.int64], texts: NDArray[np.int64]) -> float:
 
 
 def _joined(parts: Sequence[Searched]) -> Searched:
-    """Return all parts as one set, where a text that several of them have is one."""
+    """Return all parts as one set, in which a text of several parts counts once."""
     if len(parts) == 1:
         return parts[0]
     place: dict[str, int] = {}
@@ -173,7 +173,7 @@ def search(
 
 
 def told(retrieval: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the keys of results.json on retrieval, with numbers of the last stage by themselves; none of other runs.
+    """Return the retrieval keys of results.json, the last stage's numbers as keys of their own; none for other runs.
 
     Args:
         retrieval: summaries of the pretrained model, and after each stage.
@@ -186,7 +186,7 @@ def told(retrieval: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def warn_of_long(clip: Clip, images: ImageSet) -> None:
-    """Warn of captions that the text tower does not read to their end, once."""
+    """Warn once of captions that are longer than the text tower reads."""
     assert images.captions is not None
     texts = images.captions.texts
     long, length = clip.text.truncated(texts)

@@ -33,7 +33,7 @@ def step(context: Context, update: Update, batch: Batch, phase: Phase, task: Tas
         this is logged instead, up to ten times in a row.
     """
     skipping = context.plan.config.train.nonfinite == "skip"
-    learner = context.method.learner(task)  # whose loss it is, and which need be no part of the method
+    learner = context.method.learner(task)  # whose loss it is; need not be part of the method
     state: AbstractContextManager[Callable[[], None] | None] = (
         undoable(learner) if skipping else nullcontext()
     )

@@ -32,7 +32,7 @@ def tested(plan: Plan, stage: int) -> list[Task]:
 def scores(
     context: Context, tasks: Sequence[Task], stage: int, count: Callable[[int], object] = silent
 ) -> Measured:
-    """Return scores of the test images of some tasks, by what has been learned up to a stage; recalls of captions.
+    """Return scores of the test images of some tasks after a stage; with captions, recalls.
 
     Args:
         count: is told how many more images were tested.
@@ -60,7 +60,7 @@ def scores(
 
 
 def among(found: Scores, tasks: Sequence[Task], task_id: Literal["known", "unknown"] | None) -> Scores:
-    """Return scores in which the classes compete that the scenario says: where the task is known, its own alone."""
+    """Return scores in which only the scenario's classes compete: where the task is known, its own."""
     if task_id is None:
         return found
     if task_id == "unknown":
@@ -73,14 +73,15 @@ def among(found: Scores, tasks: Sequence[Task], task_id: Literal["known", "unkno
 
 
 class Handed(Classifier):
-    """A classifier of the classes learned, which hands what it cannot tell to the text tower.
+    """A classifier of the classes learned that hands images it cannot recognise to the text tower.
 
     Args:
         own: images to scores of the classes learned.
         text: images to cosines of all classes, those learned first.
         learned: how many those are.
-        known: whether each image's task will be told: then both scores stand side by side. Else an image that the text
-            tower takes for a class not learned is that class, any other what ``own`` says (RAIL, Xu et al. 2024).
+        known: whether each image's task will be given: then both scores are put side by side. Else an image that the
+            text tower takes for a class not learned gets that class, any other the class that ``own`` says (RAIL, Xu et
+            al. 2024).
     """
 
     def __init__(self, own: nn.Module, text: Classifier, learned: int, known: bool) -> None:
