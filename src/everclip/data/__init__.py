@@ -62,10 +62,11 @@ def load(
         kind: of the scenario; a source may ship different lists for each.
         classnames, templates: a file's path, or a list of templates (or the name of a shipped one); override the
             source's own.
-        model: the spec of the model that is to read the prompts; the source's own are then suited to it.
+        model: the spec of the model that is to read the prompts; the source's own prompts are then adapted to it.
         options: the source's own.
         pairs: whether its images may have captions in place of classes.
-        typed: whether the user wrote ``spec``: a SOURCE that is a module is then imported. A file's allows no code.
+        typed: whether the user typed ``spec``: a SOURCE that is a module is then imported. A file's spec allows no
+            code.
 
     Raises:
         UserError: code that only a file asks for, unknown source (with a suggestion) or option, whatever the source

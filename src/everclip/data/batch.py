@@ -1,4 +1,4 @@
-"""Say what a training step sees (Batch), and what a method asks of a stage of its training (Phase)."""
+"""Define what a training step sees (Batch), and what a method asks of a stage of its training (Phase)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Batch:
         key: (stage, phase, epoch, step), for random draws that must repeat exactly.
         seed: the run's seed of such draws.
         number: how many batches of the phase come before it.
-        texts: a caption of each image, of data with captions; ``which`` int64 ``[b]`` is equal where they are, and
-            ``pairs`` int64 ``[b]`` are stable ids of (image, caption).
-        share: how several processes share it: pictures are then those of this process's images alone, ``[own, ...]``,
-            and all else is the whole batch's.
+        texts: a caption of each image, for data with captions; ``which`` int64 ``[b]`` is equal where the texts are,
+            and ``pairs`` int64 ``[b]`` are stable ids of (image, caption).
+        share: how several processes share it: pictures are then only those of this process's images, ``[own, ...]``,
+            and everything else is the whole batch's.
     """
 
     images: UInt8[Tensor, "own 3 s s"] | Float[Tensor, "own ..."]
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def said(self) -> Int64[Tensor, " b"]:
-        """What is said of each image, as a number: its caption, else its class."""
+        """The text of each image as a number: that of its caption, else of its class."""
         return self.labels if self.which is None else self.which
 
     @property
@@ -73,11 +73,11 @@ class Phase:
         name: shown in the log.
         epochs: overrides ``train.epochs``; None takes the config's epochs or steps.
         sampler: ``uniform`` over images, or ``class_balanced``: classes uniformly, then images of the class, no image
-            twice in a batch; with ``class_repeated`` as many of each class, again where it has too few.
+            twice in a batch; with ``class_repeated`` equally many of each class, repeated where it has too few.
         data: which images it trains on: new and memory, new alone, or memory alone.
         views: augmented views of each image: one, or two (``Batch.second``).
         train: values of ``[train]`` for this phase alone, such as ``{"lr_head": 0.1, "weight_decay": 0.0}``.
-        steps: optimizer steps that it has; the loop says so to ``begin_phase`` and after.
+        steps: number of its optimizer steps; the loop fills it in, for ``begin_phase`` and after.
     """
 
     name: str = "train"

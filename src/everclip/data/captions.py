@@ -17,7 +17,7 @@ MOST_CAPTION = 100_000
 MOST_OF_AN_IMAGE = 1000
 """Captions of one image."""
 PAIR = "every pair"
-"""The class of all pairs that have no group: what has one class in place of many is weighed and kept alike."""
+"""The class of all pairs without a group: with one class instead of many, all are weighed and kept alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Gallery:
 
 
 class Captions:
-    """The captions of a store's rows, one at least of each.
+    """The captions of a store's rows, at least one of each.
 
     Args:
         lists: captions by row of the store.
@@ -72,13 +72,13 @@ class Captions:
         return found.hexdigest()
 
     def count(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return int64 ``[n]``: captions of these rows."""
+        """Return int64 ``[n]``: how many captions each of these rows has."""
         return self._starts[rows + 1] - self._starts[rows]
 
     def draw(
         self, rows: NDArray[np.int64], ids: NDArray[np.int64], seed: int, key: tuple[int, int, int]
     ) -> Drawn:
-        """Return one caption of each image: over the epochs of a phase all of an image's captions in turn.
+        """Return one caption of each image; over the epochs of a phase an image's captions take turns.
 
         Args:
             rows, ids: of the images; what one draws does not depend on the others.

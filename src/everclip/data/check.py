@@ -17,7 +17,7 @@ from everclip.errors import UserError
 
 SAMPLE = 200
 SHOWN = 3
-"""Lines of one kind, after which the rest is counted."""
+"""Number of lines of one kind to show; the rest is only counted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Report:
         decoded: images of the sample that could be decoded, of ``sampled``.
         problems: one line each; none where the data set is complete.
         home: address of the page that offers the data set, where there is one.
-        captions: different texts, of data with captions in place of classes.
+        captions: number of different texts, for data with captions in place of classes.
     """
 
     data: str
@@ -125,7 +125,7 @@ def _differences(found: Dataset, parts: Mapping[str, ImageSet], official: Offici
 
 
 def _decode(found: Dataset) -> tuple[int, list[str]]:
-    """Count the images sampled, with a line for each that cannot be decoded. Their ids, which are hashes, choose."""
+    """Return the size of a sample of images, and a line for each that cannot be decoded. Their ids, hashes, choose."""
     from everclip.data.pixels import Pixels
 
     ids = np.concatenate([found.train.ids, found.test.ids])

@@ -89,7 +89,7 @@ def _content(file: BinaryIO, header: int) -> int:
 
 
 class Gathered(Store):
-    """Rows of other stores, one after another. What those hold beside these rows can be freed."""
+    """Rows of other stores, one after another. Whatever else those hold can be freed."""
 
     def __init__(self, sets: Sequence[ImageSet]) -> None:
         rows: list[tuple[Store, int]] = [(part.store, row) for part in sets for row in part.rows.tolist()]
@@ -125,8 +125,8 @@ def alone(images: ImageSet) -> ImageSet:
 
 
 def moved(images: ImageSet, to: ImageSet) -> ImageSet:
-    """Return images as they lie in ``to``, in the same order. Those in main memory stay there, and all stay where they
-    are if ``to`` lacks some."""
+    """Return images as read from ``to``, which has them in the same order. Those in main memory stay there,
+    and all stay where they are if ``to`` has another number of images."""
     if len(images) != len(to):
         return images
     store = Gathered([images, to])
@@ -141,7 +141,7 @@ def gather(sets: Sequence[ImageSet], conflicts: bool = False) -> tuple[list[Imag
     Within a set the first of equal images stays. Files that cannot be read are left out.
 
     Args:
-        conflicts: in the first set the first of equal images with one label stays, so that other labels are seen.
+        conflicts: in the first set the first of equal images stays for each label, so that conflicting labels are seen.
 
     Returns:
         the sets, and path -> reason for what was left out as unreadable.

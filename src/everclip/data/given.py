@@ -25,7 +25,7 @@ from everclip.system.reading import read_bytes, readable
 PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 """Modes of PIL images that a PNG file keeps as they are."""
 _NO_NAMES = bytes | list | tuple | dict | set | np.ndarray | torch.Tensor | Image.Image
-"""What has a text form, too, but is no class name."""
+"""Types that have a text form, too, but are no class names."""
 
 
 def several(images: Any) -> None:
@@ -41,7 +41,7 @@ def several(images: Any) -> None:
 
 
 def lines(texts: Any) -> list[str]:
-    """Return texts as a list. Raises UserError for one text, and for what is none."""
+    """Return texts as a list. Raises UserError for a single text, and for anything but texts."""
     if isinstance(texts, str) or not np.iterable(texts):
         what = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
         raise UserError(f"texts is {what}: give a list of texts")
@@ -59,7 +59,7 @@ def either(images: Any, features: Any, spec: str, width: int | None) -> Any:
         spec, width: the model's, the latter as in ``encoded``.
 
     Raises:
-        UserError: both or none are given, what the model does not take, or as ``several``.
+        UserError: both or neither are given, the model does not take what is given, or as in ``several``.
     """
     given = images if features is None else features
     if given is None or (images is not None and features is not None):
@@ -171,7 +171,7 @@ def _bytes(image: Any, number: int) -> bytes:
     if not all(image.size):
         raise UserError(f"image {number} has no pixels: leave it out")
     content = io.BytesIO()
-    try:  # what was opened is decoded only now
+    try:  # PIL decodes an opened file only now
         (image if image.mode in PNG else to_rgb(image)).save(content, "PNG", compress_level=1)
     except OSError as error:
         raise UserError(f"image {number} cannot be read ({error}): leave it out") from error
@@ -195,7 +195,7 @@ def named(values: Any, kind: tuple[str, str], wanted: str, known: Collection[str
     where that alone is among the names ``known``; where both names are, each is its own.
 
     Args:
-        kind: what one of them is called, and all.
+        kind: what one of them, and all of them, are called.
         wanted: what to give, for messages.
 
     Raises:

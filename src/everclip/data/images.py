@@ -20,14 +20,14 @@ from everclip.errors import UserError
 from everclip.seeding import hash64
 
 MOST_BYTES = 1 << 30
-"""Size of an encoded image, which is read whole."""
+"""Largest size of an encoded image, which is read whole."""
 
 
 class Store(ABC):
     """The place where encoded images lie. ``keys`` are paths relative to the store's root, one per row.
 
     Attributes:
-        width: numbers of a row, where rows are features as little-endian float32; None of images.
+        width: numbers per row, where rows are features as little-endian float32; None for images.
     """
 
     keys: Sequence[str]
@@ -42,8 +42,8 @@ class Store(ABC):
         """Return the size of the encoded file in bytes; 0 where it cannot be read."""
 
     def stamp(self, row: int) -> tuple[int, int] | None:
-        """Return the size of a row in bytes, and a number below 2^63 that is another one once what holds it is written
-        anew, replaced or moved; None where only reading it can tell. Raises OSError where it cannot be had."""
+        """Return the size of a row in bytes, and a number below 2^63 that changes when the file that holds it is
+        rewritten, replaced or moved; None where only reading the row can tell. Raises OSError if there is none."""
         return None
 
     def content(self, row: int) -> int:
@@ -171,14 +171,14 @@ class ImageSet:
         )
 
     def samples(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return ids of the samples that some of these images are: their own, or those of all their captions."""
+        """Return the sample ids of some of these images: their own, or those of their pairs with all their captions."""
         if self.captions is None:
             return ids
         found = self.select(np.isin(self.ids, ids))
         return self.captions.pairs_of(found.rows, found.ids)
 
     def counts(self, classes: int) -> NDArray[np.int64]:
-        """Return int64 ``[classes]``: images of each class."""
+        """Return int64 ``[classes]``: the number of images of each class."""
         return np.bincount(self.labels, minlength=classes)
 
     def nbytes(self) -> int:
@@ -187,7 +187,7 @@ class ImageSet:
 
 
 def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
-    """Return int64 ``[n]``: stable ids of the images at these relative paths. Raises UserError where two have one."""
+    """Return int64 ``[n]``: stable ids of the images at these relative paths. Raises UserError where two collide."""
     ids = np.array([hash64(key) for key in keys], dtype=np.int64)
     values, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(values) < len(ids):
@@ -209,7 +209,7 @@ class Dataset:
         name: the spec it was loaded from, for example ``imagefolder:/data/birds``.
         class_names: readable names, index = label.
         domain_names: names, index = domain; length 1 where there are no domains. Their order is the order learned.
-        templates: prompts with ``{}`` for the class name, which make the class embeddings; none of features that come
+        templates: prompts with ``{}`` for the class name, which make the class embeddings; none for features that come
             without text.
         held_out: the test part was cut from the images here; a source that comes with its own has False.
         times: float64 by row of the store: when each image was taken; None where that is not known or not asked for.

@@ -1,11 +1,13 @@
-"""Record what the images of a run are, and find what is different of them later.
+"""Record what the images of a run are, and find later what has changed.
 
-Of each image its path, class, domain, task and part, size, and a stamp of the file that holds it (time of change and
-inode; of a zip archive the checksum). Of as many as ``BUDGET`` bytes hold a hash of the content as well: of those first
-that share their size with one of the other part, which may be the same picture, then of a sample spread over the rest.
+For each image it has the path, class, domain, task and part, size, and a stamp of the file that holds it (time of
+change and inode; the checksum in a zip archive). For as many images as fit into ``BUDGET`` bytes it also has a hash of
+the content: first for those that share their size with one of the other part, which may be the same picture, then for a
+random sample of the rest.
 
-An image of the same size and stamp is taken for the same unread. Another stamp alone is no change: a data set may be
-copied. Then the content decides, where its hash is known; else the size, and whether the others were copied too.
+An image of the same size and stamp counts as unchanged without being read. A different stamp alone is no change, as a
+data set may have been copied: then the content decides, where its hash is known; else the size, and whether the others
+were copied too.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ BUDGET = 1 << 30
 MOST_LOADED = 1 << 30
 """Bytes that the paths, or the columns, may take in memory."""
 UNREAD, UNREADABLE = -1, -2
-"""In place of a content's hash: not taken; could not be taken."""
+"""In place of a content's hash: not computed; could not be computed."""
 _COLUMNS = ("places", "labels", "domains", "sizes", "stamps", "contents")
 _ARRAYS = {
     "keys": Shape("u", (MOST_LOADED,), 1),
     "columns": Shape("i", (len(_COLUMNS), MOST_LOADED // (8 * len(_COLUMNS)))),
     "changed": Shape("u", (MIB,), 1),
 }
-"""What a file has."""
+"""The arrays of a file."""
 
 Column = NDArray[np.int64]
 Step = Callable[[int], object]
@@ -54,11 +56,11 @@ class Inventory:
 
     Args:
         keys: paths relative to the data's root.
-        places: twice the task's index, and one more of a test image.
+        places: twice the task's index, plus one for a test image.
         labels, domains: as in ImageSet.
         sizes, stamps: as ``Store.stamp`` gives them; a stamp of -1 where there is none.
         contents: ``Store.content``, ``UNREAD`` or ``UNREADABLE``.
-        changed: what differed when the run went on with --changed-data: "images", how many, and the "first" of them.
+        changed: what differed when the run continued with --changed-data: "images", how many, and the "first" of them.
     """
 
     keys: list[str]
@@ -92,7 +94,7 @@ class Inventory:
         return int(np.isin(test, train).sum())
 
     def copies(self) -> int | None:
-        """Count training images that are there once more, byte for byte; None where not all contents are known."""
+        """Count training images that repeat another one byte for byte; None where not all contents are known."""
         content = self.contents[~self.is_test & (self.contents != UNREADABLE)]
         return None if (content == UNREAD).any() else len(content) - len(np.unique(content))
 
@@ -196,7 +198,7 @@ def contents(rows: Column, content: Callable[[int], int], step: Step = silent) -
 
 @dataclass(frozen=True)
 class Change:
-    """A difference: of how many images, the first of them, and how."""
+    """A difference: how many images differ, the first of them, and what is different."""
 
     images: int
     first: str
@@ -246,7 +248,7 @@ def compare(before: Inventory, tasks: Sequence[Task], store: Store) -> tuple[Cha
 def _other(
     old: Inventory, new: Inventory, take: Callable[[Column], Column]
 ) -> tuple[Column, NDArray[np.bool_]]:
-    """Return the contents of the same images then and now, as far as they are known, and which of them differ."""
+    """Return the present contents of the same images, as far as they are known, and which of them differ."""
     known = old.contents >= 0
     doubtful = (old.sizes != new.sizes) | (old.stamps != new.stamps) | (new.stamps < 0)
     doubtful &= old.contents != UNREADABLE  # it was left out, and stays so

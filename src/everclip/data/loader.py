@@ -83,7 +83,7 @@ class Loader:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of kept activations at most; 0 where none are kept."""
+        """Largest number of bytes of kept activations; 0 where none are kept."""
         return 0 if self.activations is None else self.activations.most * self.activations.rows.row_bytes
 
     @property
@@ -106,7 +106,7 @@ class Loader:
             self.activations.drop(ids)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Return batches in one pass over this many images."""
+        """Return the number of batches in one pass over this many images."""
         return -(-images // self.batch_size)
 
     def order(self, images: ImageSet, phase: Phase, key: tuple[int, int, int]) -> _Order:
@@ -121,7 +121,7 @@ class Loader:
     def _balanced(
         self, labels: NDArray[np.int64], rng: np.random.Generator, again: bool
     ) -> NDArray[np.int64]:
-        """Return a batch of classes drawn uniformly, as many images of each; no image twice, unless ``again``."""
+        """Return a batch of uniformly drawn classes, equally many images of each; no image twice, unless ``again``."""
         each = 2 if self.batch_size >= 4 else 1
         drawn = rng.permutation(np.unique(labels))[: max(1, self.batch_size // each)]
         each, found = self.batch_size // len(drawn), list[NDArray[np.int64]]()
@@ -142,13 +142,13 @@ class Loader:
         start: int = 0,
     ) -> Iterator[Batch]:
         """Yield ``steps`` training batches of a phase, epoch after epoch; broken images are left out of theirs. Raises
-        UserError where two views are asked for that would be one.
+        UserError where the two views asked for would be the same.
 
         Args:
             images: new and memory images of the stage.
             current: bool ``[n]``: which of them are new.
             stage, index: of the task, and of the phase in it.
-            start: how many of them are left out, as they are done already; the others do not depend on it.
+            start: how many batches are skipped, as they are done already; the others do not depend on it.
         """
         if phase.views == 2:
             self._check_views()
@@ -158,7 +158,7 @@ class Loader:
         while start < steps:
             epoch, first = divmod(start, per_epoch)
             order = self.order(images, phase, (stage, index, epoch))[: first + steps - start]
-            # groups are computed whole: for images drawn at random, time and again
+            # groups are computed whole: images drawn at random would compute them time and again
             drawn = np.concatenate(order[first:]) if phase.sampler == "uniform" else np.arange(len(images))
             self.prepare(images.select(drawn), epoch, phase.views)
             collectives.wait()
@@ -173,7 +173,7 @@ class Loader:
             start = (epoch + 1) * per_epoch
 
     def _check_views(self) -> None:
-        """Refuse two views of an image that would be one."""
+        """Refuse two views of an image that would be the same."""
         check_augment(self.augment)
         if self.kept is not None and self.kept.views == 1:
             raise UserError(f"{_TWO_VIEWS} one is kept: use cache.views=4, or cache.trunk=off")
@@ -186,7 +186,7 @@ class Loader:
         views: int,
         own: slice | None = None,
     ) -> _Part:
-        """Return the pictures of a batch that are this process's, or those asked for, seen as in the whole batch."""
+        """Return the pictures of a batch that are this process's, or those in ``own``, augmented as in all of it."""
         own = collectives.own(len(images)) if own is None else own
         mine, second = images.select(np.arange(own.start, own.stop)), None
         if self.kept is not None:
@@ -207,7 +207,7 @@ class Loader:
         return _Part(images, current, key, views, good, first, second)
 
     def _whole(self, part: _Part) -> Batch:
-        """Return the batch of a part. Where a process would be without images, each takes all of them."""
+        """Return the batch of a part. Where a process would have no images, each process takes all of them."""
         images, good, share = part.images, part.good, None
         if collectives.size() > 1:
             good = collectives.gathered_mask(part.good, len(images))
@@ -228,7 +228,7 @@ class Loader:
         return replace(batch, texts=said.texts, which=which, pairs=pairs)
 
     def agree(self) -> None:
-        """Tell every process what one has found broken."""
+        """Tell every process which images any of them has found broken."""
         for skipped in collectives.told(self.pixels.skipped()):
             self.pixels.mark_broken(skipped)
 
@@ -260,7 +260,7 @@ class Loader:
         good: NDArray[np.bool_],
         key: tuple[int, int, int, int],
     ) -> Batch:
-        """Return what was ``found`` of the images that are ``good``."""
+        """Return a batch of the images that are ``good``, with what was ``found`` for them."""
         columns = (images.labels[good], images.domains[good], images.ids[good], current[good])
         return Batch(found, *map(torch.from_numpy, columns), key=key, seed=self.seed)
 

@@ -23,9 +23,9 @@ Scores = Callable[[ImageSet], NDArray[np.float64]]
 class Memory:
     """At most ``budget`` exemplars, chosen by a policy when a task has ended.
 
-    Each image has a fixed priority of seed and id, or of the rank that the policy gives it when its task ends, and a
-    policy keeps those of the lowest: so trimming is nested (exemplars of a later stage are among those of an earlier
-    one) and depends on no random state.
+    Each image has a fixed priority, from seed and id or from the rank that the policy gives it when its task ends, and
+    a policy keeps the images with the lowest. So trimming is nested (exemplars of a later stage are among those of an
+    earlier one) and depends on no random state.
 
     Args:
         budget: number of exemplars, or ``"all"``. 0 keeps nothing.
@@ -64,7 +64,7 @@ class Memory:
         return self.policy.features and self.budget != 0
 
     def per_class(self, classes_seen: int) -> int | None:
-        """Return the quota of a class: floor(M / classes seen), or the same from the start; None of no quotas."""
+        """Return the quota of a class: floor(M / classes seen), or the same from the start; None without quotas."""
         if not self.policy.per_class:
             return None
         if self.quota is not None:
@@ -79,7 +79,7 @@ class Memory:
         scores: Scores | None = None,
     ) -> NDArray[np.int64]:
         """Take exemplars of ``new`` and trim the old ones to what the policy leaves them. Raises UserError where the
-        policy gives ranks or positions that are none.
+        policy returns invalid ranks or positions.
 
         Args:
             features: of ``new``, unit length, where the memory ``ranks``; without them the policy chooses as if it had
@@ -145,7 +145,7 @@ class Memory:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the exemplars' ids, the task each came from and its rank; the rest stands in the config."""
+        """Return the exemplars' ids, the task each came from and its rank; the rest is in the config."""
         ids = self._images.ids.tolist()
         return {
             "ids": ids,

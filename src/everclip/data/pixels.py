@@ -26,7 +26,7 @@ log = logging.getLogger("everclip")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-"""What Pillow may take a file for, whatever its name says: for others it starts programs, such as one for EPS."""
+"""The formats that Pillow may recognise, whatever a file's name says: for others, such as EPS, it starts programs."""
 
 _UNKNOWN, _GOOD, _BROKEN = 0, 1, 2
 _SPARE = 64 << 20
@@ -66,7 +66,7 @@ def _scaled(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
 
 
 def most_pixels(width: int, height: int, size: int) -> int:
-    """Return how many pixels a picture has at most while its shorter side is resized to ``size``, before the crop."""
+    """Return the most pixels that a picture has while its shorter side is resized to ``size``, before the crop."""
     return max(width * height, -(-(size**2) * max(width, height) // max(1, min(width, height))))
 
 
@@ -77,7 +77,7 @@ class Pixels:
     Args:
         store: the encoded images, or features.
         transform: PIL RGB image to PIL image of ``size`` x ``size``.
-        size: side in pixels; 0 of a model that takes features alone.
+        size: side in pixels; 0 for a model that takes only features.
         cache_bytes: the whole store is kept decoded when it fits into this many bytes; 0 keeps nothing.
         workers: decoding threads; 0 decodes in the caller's thread.
 
@@ -214,7 +214,7 @@ class Pixels:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Forget on closing what is found broken while it is open: no batch is another one for it."""
+        """On closing, forget which images were found broken while open, so that no batch changes because of that."""
         before = set(self.broken)
         yield
         for row in set(self.broken) - before:

@@ -1,4 +1,4 @@
-"""Make prompts of class names and templates: what the text tower is asked."""
+"""Make prompts, the text tower's input, from class names and templates."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def warn_of_alike(names: Sequence[str]) -> None:
 
 
 def _short(line: str) -> str:
-    """Return a line of a file as it stands in a message."""
+    """Return a line of a file, shortened for a message."""
     line = line.replace("\t", "<TAB>")
     return line if len(line) <= 40 else line[:37] + "..."
 
@@ -90,7 +90,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def check_templates(templates: tuple[str, ...], where: object) -> tuple[str, ...]:
-    """Check templates of data and model folders. Raises UserError for one without one ``{}``, or not printable."""
+    """Check templates of data and model folders. Raises UserError unless each is printable with one ``{}``."""
     for number, line in enumerate(templates, 1):
         if line.count("{}") != 1:
             raise UserError(f'template {number} of {where} is "{_short(line)}": use "{{}}" once, for a class')
@@ -121,7 +121,7 @@ def _warn_of_numbers(path: Path, lines: Sequence[str], folders: Sequence[str]) -
 
 
 def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Return readable names for the classes in ``folders``. Raises UserError for a line that names none, or one again.
+    """Return readable names for the classes in ``folders``. Raises UserError for a line that names none, or one twice.
 
     Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.
@@ -138,7 +138,7 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         folder, tab, name = line.partition("\t")
-        folder = folder if folder in names else clean(folder)  # names may be known only as they read
+        folder = folder if folder in names else clean(folder)  # it may be known only by its readable name
         if not tab or not name.strip() or folder not in names:
             raise UserError(f'line {number} of {path} is "{_short(line)}": use "folder<TAB>name" of a class')
         if line_of.setdefault(folder, number) != number:

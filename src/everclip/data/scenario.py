@@ -34,10 +34,10 @@ class Task:
 
     Args:
         index: 0-based.
-        classes: labels of the training images, those that no earlier task has in the order learned.
+        classes: labels of the training images; those that no earlier task has are in the order learned.
         train: its training images.
         test: the test images that are scored from this task on: a column of the accuracy matrix. No image is in two
-            columns; those of a task may be none, but for the first.
+            columns; every task but the first may have none.
     """
 
     index: int
@@ -53,7 +53,7 @@ def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
 
 
 def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
-    """Return the labels in the order learned. Raises UserError where names are no permutation, or "icarl" is asked of
+    """Return the labels in the order learned. Raises UserError where names are no permutation, or "icarl" is used for
     other than 100 classes.
 
     Args:
@@ -152,7 +152,7 @@ def by_time(data: Dataset, count: int) -> tuple[list[NDArray[np.int64]], NDArray
     """
     assert data.times is not None
     times = data.times[data.train.rows]
-    order = np.lexsort([data.train.ids, times])  # where times are equal, not by the data's order
+    order = np.lexsort([data.train.ids, times])  # equal times are ordered by id, not as in the data
     parts = np.array_split(order, count)
     ends = [times[part].max() for part in parts[:-1]]
     return parts, np.searchsorted(ends, data.times[data.test.rows])
@@ -176,8 +176,8 @@ def in_pieces(tasks: Sequence[Task], every: int, seed: int) -> list[Task]:
 
 
 def stream_seed(order: int | str | Sequence[str], seed: int) -> int:
-    """Return the seed of what a stream draws: that of the order of classes, so that runs of several seeds learn one
-    stream unless ``scenario.order=seed`` asks for several.
+    """Return the seed for what a stream draws: that of the order of classes, so that runs with several seeds learn the
+    same stream, unless ``scenario.order=seed`` asks for several streams.
 
     Args:
         order: ``scenario.order``.

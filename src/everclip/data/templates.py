@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "assets" / "templates"
 
 
 def names() -> list[str]:
-    """List what ``templates=`` takes beside a path: "cifar100" (18 prompts), "imagenet" (80), "simple" (7)."""
+    """List what ``templates=`` takes besides a path: "cifar100" (18 prompts), "imagenet" (80), "simple" (7)."""
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
 
 
@@ -25,7 +25,7 @@ def shipped(name: str) -> tuple[str, ...]:
 
 
 def set_name(templates: tuple[str, ...]) -> str | None:
-    """Name of the shipped list that ``templates`` are, or "lite" for those of that model; None for any other."""
+    """Return the name of the shipped list that ``templates`` equal, or "lite" for that model's; None for any other."""
     found = {shipped(name): name for name in names()}
     if templates in found:
         return found[templates]

@@ -61,7 +61,7 @@ def _joined() -> bool:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn what torch raises where another process is missing into one line."""
+    """Turn torch's errors about a missing process into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -93,10 +93,10 @@ def own(count: int) -> slice:
 
 
 def chunks(count: int, most: int) -> list[slice]:
-    """Return this process's part of ``count`` rows in chunks of at most ``most`` (2 or more), as many as in each
+    """Return this process's part of ``count`` rows in chunks of at most ``most`` (2 or more), equally many in every
     process.
 
-    Towers that are shared out run in all processes at once.
+    Sharded towers run in all processes at once.
     """
     longest, mine = parts(count)[0], own(count)
     return [
@@ -143,12 +143,12 @@ def told(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """Return what the first process says, JSON; of one process the value itself. Waits long."""
+    """Return the JSON value of the first process; with one process the value itself. Waits long."""
     return value if size() == 1 else told(value if rank() == 0 else None)[0]
 
 
 def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] | None:
-    """Return ``gathered`` where no process knows how many rows others have, or how wide; None for none. Waits long."""
+    """Return ``gathered`` where no process knows the number or width of others' rows; None for no rows. Waits long."""
     if size() == 1:
         return rows
     about = told(None if rows is None else [str(rows.dtype).removeprefix("torch."), *rows.shape])
@@ -161,7 +161,7 @@ def ragged(rows: Shaped[Tensor, "n ..."] | None) -> Shaped[Tensor, "total ..."] 
 
 
 def most(*values: int) -> tuple[int, ...]:
-    """Return the largest that a process has of each value."""
+    """Return the maximum of each value over the processes."""
     if size() == 1:
         return values
     found = torch.tensor(values, dtype=torch.int64)
@@ -198,7 +198,7 @@ class Share:
         return slice(start, start + self.counts[rank()])
 
     def whole(self, features: Shaped[Tensor, "own d"]) -> Shaped[Tensor, "all d"]:
-        """Return features of the whole batch from those of this process's images, whose gradient they take.
+        """Return features of the whole batch from those of this process's images, to which their gradient goes.
 
         Args:
             features: of one view after the other where there are several.
@@ -214,10 +214,10 @@ class Share:
 
 
 def with_gradient(rows: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
-    """Return ``gathered``, with this process's part of the gradient, times the number of processes.
+    """Return ``gathered``; ``rows`` get this process's part of the gradient, times the number of processes.
 
-    ``mean_gradients`` takes the mean over processes: of what all compute alike (a head, a penalty) that is the value
-    itself, and of what each computes for its own rows the sum, by this factor.
+    ``mean_gradients`` takes the mean over processes: for what all compute alike (a head, a penalty) that is the value
+    itself; for what each computes for its own rows this factor makes it the sum.
     """
     return _Gather.apply(rows, tuple(counts))  # pyright: ignore[reportReturnType]
 
@@ -235,7 +235,7 @@ class _Gather(torch.autograd.Function):
 
 
 def mean_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Put the mean over the processes in the place of each gradient. All have the same ones, in the same order."""
+    """Replace each gradient by its mean over the processes. All have the same gradients, in the same order."""
     if size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

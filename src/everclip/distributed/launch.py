@@ -20,8 +20,8 @@ from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
 ASKED = 8.0
-"""Seconds within which the processes ask, on a busy machine too; one that was killed never does. With the wait within a
-step it stays under a minute."""
+"""Seconds to wait for all processes to ask, enough on a busy machine; one that was killed never does. Together with the
+wait within a step this stays under a minute."""
 
 
 def started() -> bool:
@@ -36,9 +36,9 @@ def restarts() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Make one run of the processes that torchrun has started, while it is open.
+    """While open, join the processes that torchrun has started into one run.
 
-    Of the errors that end them one is raised in its process; the others end with the same exit code, and say nothing.
+    Of the errors that end them only one is raised, in its process; the others exit with their error's code, silently.
 
     Args:
         device: the config's.
@@ -82,7 +82,7 @@ def _backend(device: str) -> str:
 
 
 def _fresh(store: Any, number: int, count: int) -> Any:
-    """Return the part of torchrun's store that these processes alone know.
+    """Return the part of torchrun's store that only these processes know.
 
     The store may outlive a restart, with the addresses of processes that are gone. So each process says a word that
     nobody has said before, and the first one answers every word it finds until all have heard it.
@@ -109,10 +109,10 @@ def _fresh(store: Any, number: int, count: int) -> Any:
 
 @contextmanager
 def _alone(store: Any, asking: int) -> Iterator[None]:
-    """Let one process speak of what ends them all: the first that has something to say.
+    """Let one process report what ends them all: the first that has something to report.
 
     Args:
-        asking: number of processes to wait for until they have asked, as the store may end with this one.
+        asking: how many processes must have asked before this one ends, as the store may end with it.
     """
     try:
         yield
@@ -127,12 +127,12 @@ def _alone(store: Any, asking: int) -> Iterator[None]:
 
 
 def _spoken(store: Any, asking: int) -> bool:
-    """Return whether another process has said already why the run ends, once ``asking`` have asked."""
+    """Return, once ``asking`` processes have asked, whether another one has already said why the run ends."""
     key, end = "why the run ends", time.monotonic() + ASKED
     try:
         before = store.add(key, 1) > 1
         while store.add(key, 0) < asking and time.monotonic() < end:
             time.sleep(0.02)
         return before
-    except RuntimeError:  # the store has gone with the machine that had it
+    except RuntimeError:  # the store is gone with the machine that had it
         return False

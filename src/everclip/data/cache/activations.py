@@ -1,8 +1,8 @@
-"""Keep what the frozen trunk of an image tower makes of each image, computed once, in place of the pictures.
+"""Keep the output of an image tower's frozen trunk for each image, computed once, in place of the pictures.
 
 Images are computed in groups that depend on the data alone: those of one part, class and domain, in the order of their
-ids, at most ``GROUP`` at a time. A processor's last bit depends on how many rows it is given; so a row is the same
-whichever stage, run or resume it was first asked for in.
+ids, at most ``GROUP`` at a time. A processor's last bit depends on how many rows it computes at once; with such groups
+a row is the same whichever stage, run or resume first asks for it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from everclip.seeding import hash64
 GROUP = 64
 """Rows computed together, at most."""
 AT_ONCE = 16
-"""Groups between which other processes get a turn at a shared file."""
+"""Number of groups after which other processes get a turn at a shared file."""
 
 Begin = Callable[[int], Callable[[int], object]]
-"""Told how many images will be computed; gives what is told of how many more are done."""
+"""Called with the number of images to compute; returns a function to call with the number just done."""
 
 
 @dataclass(eq=False)
@@ -41,12 +41,12 @@ class Activations:
         pixels: the pictures.
         encode: uint8 pictures to activations.
         rows: what they are kept in.
-        views: augmented views kept of a training image, of which each epoch sees the next one; with 1, training sees
-            the plain picture; with 0, no training rows are kept and training sees pictures.
+        views: number of augmented views kept of a training image, which epochs see in turn; with 1, training sees the
+            plain picture; with 0, no training rows are kept and training sees pictures.
         train, test: all images of the run, in parts that no group spans.
         most: rows that a run keeps at any time, as planned.
         begin: is told when images are to be computed.
-        training: what is open while those of ``train`` are computed: the precision that towers train in.
+        training: a context for computing the rows of ``train``: the precision that towers train in.
     """
 
     pixels: Pixels
@@ -71,18 +71,17 @@ class Activations:
         }
 
     def drawn(self, epoch: int, count: int = 1) -> list[int]:
-        """Return the ``count`` views that an epoch of a phase sees of each image: the next ones, and the first after
-        the last.
+        """Return the ``count`` views that an epoch of a phase sees of each image: the next ones, in a cycle.
 
         How an image is shifted and mirrored in a view is drawn for each image, so one number serves the whole epoch,
-        and an image is computed again only once all its views have been seen.
+        and a view comes back only once all others have been seen.
         """
         if self.views == 1:
             return [0] * count
         return [1 + (epoch * count + place) % self.views for place in range(count)]
 
     def fill(self, images: ImageSet, views: Sequence[int] = (0,)) -> None:
-        """Compute what is not there yet of some views of images; broken images are found, and left out."""
+        """Compute the rows that some views of images still lack; broken images are found and left out."""
         self._identify(images)
         images = self.pixels.readable(images)
         wanted = frozenset(images.ids.tolist())
@@ -104,8 +103,8 @@ class Activations:
                     step(len(self._groups[number]))
 
     def load(self, images: ImageSet, view: int = 0) -> tuple[Float[Tensor, "b ..."], NDArray[np.bool_]]:
-        """Return rows, which are there, of the images that can be read, in order, and the mask ``[len(images)]`` of
-        those.
+        """Return the rows, which must exist, of the images that can be read, in order, and the mask ``[len(images)]``
+        of these images.
 
         Args:
             view: of all of them; default: the plain picture.
@@ -124,12 +123,12 @@ class Activations:
         return self.rows.has(self._key(sample, view))
 
     def _lacking(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> list[int]:
-        """Return the views of which a group lacks one of its wanted images, as far as they can be read."""
+        """Return the views in which a group lacks the row of a wanted image that can be read."""
         ids = [sample for sample in self.pixels.readable(group).ids.tolist() if sample in wanted]
         return [view for view in views if not all(self._has(sample, view) for sample in ids)]
 
     def _identify(self, images: ImageSet) -> None:
-        """Take hashes of the encoded images, where rows that another process made are told apart by them."""
+        """Hash the encoded images where a shared cache identifies rows by these hashes."""
         if isinstance(self.rows, Shared):
             known = self._contents
             fresh = images.select(np.array([s not in known for s in images.ids.tolist()], dtype=bool))
@@ -139,7 +138,7 @@ class Activations:
 
     @torch.no_grad()
     def _compute(self, group: ImageSet, views: Sequence[int], wanted: Collection[int]) -> None:
-        """Compute a whole group; of a private cache the rows that are wanted are kept, of a shared one all."""
+        """Compute a whole group; a private cache keeps only the wanted rows, a shared one all."""
         if not self._lacking(group, views, wanted):  # another process has come first
             return
         self._identify(group)
@@ -165,5 +164,5 @@ def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
 
 
 def fingerprint(parts: Iterable[ImageSet]) -> str:
-    """Return a hash of the groups of images: with other groups a row's last bit may be another."""
+    """Return a hash of the groups of images: with other groups a row's last bit may differ."""
     return f"{hash64(*(group.ids.tolist() for group in grouped(parts))):016x}"

@@ -1,7 +1,7 @@
-"""Store rows of numbers by image and view: in memory, in a file that goes with the run, or in one that runs share.
+"""Store rows of numbers by image and view: in memory, in a file that vanishes with the run, or in one that runs share.
 
-A file is read and written by position and not mapped: the system keeps its pages in memory all the same, and a full
-disk is an error and not the end of the process.
+A file is read and written by position rather than mapped: the system keeps its pages in memory all the same, and a full
+disk raises an error instead of killing the process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor
 from everclip.errors import RunError
 
 Key = tuple[int, int, int]
-"""Id of an image, its view (0 is the plain picture), and a hash of its content, which is 0 where one run alone has the
-rows. Of runs that share rows one may find another image under the same id: each then has a row of its own."""
+"""Id of an image, its view (0 is the plain picture), and a hash of its content, 0 where only one run has the rows. Runs
+that share rows may find different images under the same id: each image then has a row of its own."""
 
 LARGEST = 2.0**15
 """Rows with larger values are kept divided by a power of two: fp16 ends at 65504."""
@@ -56,7 +56,7 @@ class Rows(ABC):
         self._places: dict[Key, tuple[Any, ...]] = {}  # a row or its slot, then its scale
 
     def __len__(self) -> int:
-        """Return rows that can be read."""
+        """Return the number of rows that can be read."""
         return len(self._places)
 
     def has(self, key: Key) -> bool:
@@ -73,11 +73,11 @@ class Rows(ABC):
 
     @abstractmethod
     def drop(self, ids: Collection[int]) -> None:
-        """Let all rows of some images go, where they are this run's alone."""
+        """Drop all rows of some images, where only this run has them."""
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Write in this process alone while it is open; it then knows what others have written."""
+        """While open, only this process writes, and it knows what others have written."""
         yield
 
     @property
@@ -128,7 +128,7 @@ class Memory(Rows):
 
 
 class Spilled(Rows):
-    """Rows in a nameless file, which goes when the process ends; slots of dropped rows are used again.
+    """Rows in an unnamed file, which vanishes when the process ends; slots of dropped rows are reused.
 
     Args:
         folder: where the file is made.
@@ -159,15 +159,15 @@ class Spilled(Rows):
 
 
 class Shared(Rows):
-    """Rows in a folder that any number of processes fill and read; none is ever taken out.
+    """Rows in a folder that any number of processes fill and read; no row is ever removed.
 
-    ``rows.bin`` holds them slot by slot, ``index.bin`` one record per slot, a later one replacing an earlier one of
-    the same key. A writer holds the lock, and writes records only once the rows are on the disk: of one that was killed
-    the rows without a record are written over, and a record cut short is cut off.
+    ``rows.bin`` holds them slot by slot, ``index.bin`` one record per slot, a later one replacing an earlier one of the
+    same key. A writer holds the lock, and writes records only once the rows are on the disk. If a writer is killed, its
+    rows without a record are overwritten, and an incomplete record is cut off.
 
     Args:
-        folder: is made where it is not there.
-        about: what the rows are, for a reader; the folder's name has to tell all that they depend on.
+        folder: is created if it is missing.
+        about: what the rows are, for a reader; the folder's name has to identify all that they depend on.
     """
 
     def __init__(self, shape: Sequence[int], exact: bool, folder: Path, about: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class Shared(Rows):
             yield
 
     def _learn(self) -> None:
-        """Take in the records that have come since."""
+        """Read the records written since the last call."""
         whole = os.fstat(self._rows).st_size // self.row_bytes
         there = min(os.fstat(self._index).st_size // RECORD.itemsize, whole)
         start, size = self._known * RECORD.itemsize, (there - self._known) * RECORD.itemsize
@@ -240,7 +240,7 @@ class Shared(Rows):
         self._learn()
 
     def drop(self, ids: Collection[int]) -> None:
-        """Nothing: another run may read them."""
+        """Do nothing: another run may read them."""
 
 
 def _checksum(key: Key, row: NDArray[Any], scale: np.float32) -> int:

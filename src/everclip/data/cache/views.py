@@ -14,7 +14,7 @@ from torch.nn import functional
 from everclip.seeding import generator
 
 SCHEME = "shift_flip 1"
-"""Of fixed views; another number for another way of drawing them."""
+"""Version of fixed views; change the number when they are drawn differently."""
 
 
 def shift_flip(
@@ -23,7 +23,7 @@ def shift_flip(
     """Return each picture shifted (edges mirrored) and maybe flipped.
 
     Args:
-        which: bool ``[n]``: which images of a batch these are; each then moves as it does where all are there.
+        which: bool ``[n]``: which images of a batch these are; each then moves as it does in the whole batch.
     """
     which = np.ones(len(images), dtype=bool) if which is None else which
     shifts = rng.integers(0, 2 * _pad(images) + 1, size=(2, len(which)))
@@ -91,7 +91,7 @@ def _recoloured(
 
 
 VIEWS = {"shift_flip": shift_flip, "crop_colour": crop_colour}
-"""What ``train.augment`` may be, but for ``none``."""
+"""The values of ``train.augment`` other than ``none``."""
 
 
 def fixed_view(images: UInt8[Tensor, "b 3 s s"], ids: Sequence[int], view: int) -> UInt8[Tensor, "b 3 s s"]:

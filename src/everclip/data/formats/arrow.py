@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class ArrowStore(Store):
     """Images of several splits, each a column of ``struct<bytes, path>``, as the type Image of `datasets` is stored.
-    Raises UserError for a path outside of the folder and the caches, or one that two rows have.
+    Raises UserError for a path outside the folder and the caches, or one that two rows share.
 
     A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
     broken image.
@@ -28,7 +28,7 @@ class ArrowStore(Store):
         name: of the data set, for messages.
         columns: split -> its images; the splits' rows follow each other.
         folder: of the data set; None where it comes from the hub.
-        caches: where files may lie beside ``folder``.
+        caches: other folders in which files may lie.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ArrowStore(Store):
 
 
 def _paths(column: pa.ChunkedArray) -> list[str | None]:
-    """Return the path of each image of which there are no bytes."""
+    """Return the path of each image without bytes; None for the others."""
     import pyarrow.compute as pc
 
     functions: Any = pc  # generated when it is imported

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "coarse_label")
-"""What label columns are called that are not of type ClassLabel."""
+"""Names of label columns that are not of type ClassLabel."""
 
 
 def encoded_images(name: str, data: datasets.Dataset, chosen: str | None) -> pa.ChunkedArray:
@@ -67,7 +67,7 @@ def holds(feature: Any, kind: str) -> bool:
 
 
 def label_columns(features: datasets.Features, domain: str | None) -> list[str]:
-    """Return those of type ClassLabel, else those that are called so."""
+    """Return the columns of type ClassLabel, else those with a name in ``LABELS``."""
     others = [column for column in features if column != domain]
     typed = [column for column in others if class_names(features, column)]
     return typed or [column for column in others if column.lower() in LABELS and is_text(column, features)]
@@ -95,7 +95,7 @@ def cells(name: str, split: str, data: datasets.Dataset, column: str, signed: bo
     """Return a column of classes, domains or times as names, or numbers. Raises UserError for a row that has none.
 
     Args:
-        signed: whether a number below 0 is one, and does not stand for what is not known.
+        signed: whether a number below 0 counts as one, rather than as unknown.
     """
     names = class_names(data.features, column)
     texts: list[str] = []

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
-    """Return the images of (domain, part, file) lists. Raises UserError for other forms, or a class of two labels."""
+    """Return the images of (domain, part, file) lists. Raises UserError for other forms, or a class with two labels."""
     rows: list[Row] = []
     label_of: dict[str, tuple[int, str]] = {}
     folder_of: dict[int, str] = {}

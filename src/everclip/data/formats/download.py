@@ -1,4 +1,4 @@
-"""Download files and take them out of archives: resumed where broken off, checked, in place only when whole."""
+"""Download files: resumed where interrupted, checked, and put in place only when complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRIES = 3
 PAUSE = 1.0
 """Seconds before the next try, doubled each time."""
 SECONDS = 30.0
-"""Without a byte, after which a connection is given up."""
+"""Seconds without a byte after which a connection is given up."""
 REPORT = 10.0
 """Seconds between lines that say how far a download is."""
 RESERVE = 64 << 20
@@ -120,7 +120,7 @@ def matches(path: Path, digest: str) -> bool:
 
 
 def fetch(remote: Remote, path: Path) -> None:
-    """Download a file unless it is there, going on where an earlier try stopped. Raises UserError where it fails."""
+    """Download a file unless it is there, continuing where an earlier try stopped. Raises UserError where it fails."""
     if path.exists():
         return
     part = path.with_name(f".{path.name}.everclip-part")
@@ -143,13 +143,13 @@ def fetch(remote: Remote, path: Path) -> None:
 
 
 def commit(part: Path, path: Path) -> None:
-    """Move a finished file to its place, on the disk as well."""
+    """Move a finished file to its place, and make sure that it is on the disk."""
     with writing(path):
         put(part, path)
 
 
 def _unlink_link(part: Path) -> None:
-    """Remove what is no regular file of one name: a folder of others may have a link there, to a file of the user's."""
+    """Remove anything but a regular file with one name: in other people's folders it may link to a user's file."""
     with suppress(FileNotFoundError):
         found = os.lstat(part)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:

@@ -19,7 +19,7 @@ from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
 from everclip.system.reading import readable
 
 MOST_WIDTH = 1 << 16
-"""Numbers of a row."""
+"""Numbers per row."""
 MOST_FILE = 1 << 40
 FORM = "use np.savez(FILE, features=floats [n, d], labels=whole numbers or texts [n]), as docs/data.md says"
 
@@ -80,7 +80,7 @@ def read(file: Path) -> Features:
     try:
         file = file.expanduser()
         stamp = file_stamp(file)
-    except (OSError, ValueError, RuntimeError) as error:  # the last of a home that nobody has
+    except (OSError, ValueError, RuntimeError) as error:  # the last for the home folder of an unknown user
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
     return _read(file, stamp)
@@ -145,7 +145,7 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the names of the classes in the file's order. Raises UserError where rows of the text have no class."""
+    """Return the names of the classes in the file's order. Raises UserError where text_features has more or fewer."""
     text, names = found.get("text_features"), _texts(file, "classnames", found)
     if text is None:
         return names

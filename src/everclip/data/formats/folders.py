@@ -22,7 +22,7 @@ log = logging.getLogger("everclip")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 TEST_NAMES = ("test", "val")
 ADDITION = "addition"
-"""Kind of a scenario in which a model that knows other classes learns more, so that one class is enough."""
+"""Kind of a scenario in which a model that already knows classes learns more, so that one class is enough."""
 PART_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
 """What people call the parts of a data set, in any case; only "train", "test" and "val" are taken as such."""
 
@@ -116,9 +116,9 @@ def absent(root: Path, keys: Iterable[str]) -> list[str]:
 def split_of(keys: Iterable[str]) -> dict[str, bool]:
     """Path -> whether it is a test image, for the images of one class without a test part.
 
-    A fifth is the test part, by a hash of the file's name, so that adding files hardly ever moves an old one. Of a name
-    that several files have, such as 1/rgb.png and 2/rgb.png, the whole path is hashed, unless these two are all. A
-    class of two images or more has at least one on each side.
+    A fifth is the test part, by a hash of the file's name, so that adding files hardly ever moves an old one. Where
+    several files share a name, such as 1/rgb.png and 2/rgb.png, the whole path is hashed, unless there are only two
+    files. A class of two images or more has at least one on each side.
     """
     names = {key: Path(key).name for key in keys}
     counts = Counter(names.values())  # files of one name would all be on one side
@@ -176,15 +176,15 @@ def dataset(
     held_out: bool,
     least: int = 2,
 ) -> Dataset:
-    """Return a Dataset of files under ``root``. Raises UserError for missing images, names that collide, or a link to a
-    place outside, which whoever made the folder may not be shown.
+    """Return a Dataset of files under ``root``. Raises UserError for missing images, names that collide, or a link that
+    leads outside, to files that the folder's maker may not be allowed to see.
 
     Args:
         found: (relative path, domain folder, class folder, is test) per image.
         domains: domain folders in the order learned.
         places: the folders, relative to ``root``, that hold the class folders.
         held_out: the test images were chosen by ``split_of``.
-        least: classes; what a model learns in addition may be one.
+        least: smallest number of classes; 1 where a model learns them in addition.
     """
     folders = sorted({row[2] for row in found})
     keys = (key for place in places for key in image_files(root, place, deep=False))
@@ -231,11 +231,11 @@ def dataset(
 def check_names(
     names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
 ) -> Sequence[str]:
-    """Return names that can be shown and differ, as a text tower cannot tell two classes of one name apart; else raise
-    UserError.
+    """Return the names. Raises UserError unless all are printable and differ, as a text tower cannot tell two classes
+    of one name apart.
 
     Args:
-        where: what has them, and ``folders`` where each is from (else it is numbered), for the message.
+        where: what has them, for the message; ``folders``: where each comes from (None: they are numbered).
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
     hint = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
@@ -266,8 +266,8 @@ def check_texts(data: Dataset, where: str) -> None:
 
 
 def beside(folder: Path, name: str, links: Iterable[str] = ()) -> Path | None:
-    """Return a text file of a data set, or None where it has none. Raises UserError for a link to a place outside, as
-    what the file says is shown to others: it stands in reports and model cards.
+    """Return a text file of a data set, or None where it has none. Raises UserError for a link that leads outside, as
+    others see the file's content in reports and model cards.
 
     Args:
         name: of the file, such as ``classnames.txt``.
@@ -280,7 +280,7 @@ def beside(folder: Path, name: str, links: Iterable[str] = ()) -> Path | None:
 
 
 class Fence:
-    """Tell whether files lie in one of some folders, links followed."""
+    """Tell whether files lie in one of several folders, after following links."""
 
     def __init__(self, *folders: str | Path) -> None:
         self._folders = [os.path.realpath(folder) for folder in folders]

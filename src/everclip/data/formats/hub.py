@@ -93,7 +93,7 @@ def _built(name: str, config: str | None) -> Any:
 
 
 def in_cache(name: str, config: str | None) -> bool:
-    """Return whether a data set of the hub was prepared here before. Asks nobody."""
+    """Return whether a data set of the hub was prepared here before. Uses no network."""
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
@@ -105,13 +105,14 @@ def in_cache(name: str, config: str | None) -> bool:
                 version="auto",
                 hash="auto",
             )
-    except Exception:  # the package raises anything; none, or several of which none is named
+    except Exception:  # the package raises anything: there is none, or several and none is named
         return False
     return True
 
 
 def _check_saved(root: Path) -> None:
-    """Raise UserError where what ``save_to_disk`` wrote names files elsewhere. Raises for what it does not write."""
+    """Raise UserError where a folder of ``save_to_disk`` names files elsewhere. Raises other errors for what it never
+    writes."""
     fence = Fence(root, *caches())
     listed = root / "dataset_dict.json"
     splits = read_json(listed)["splits"] if listed.is_file() else []
@@ -126,8 +127,8 @@ def _check_saved(root: Path) -> None:
 
 
 def _check_card(root: Path) -> None:
-    """Raise UserError where the folder asks for files elsewhere: to look for them may be a request to a stranger.
-    Raises for what is no YAML."""
+    """Raise UserError where the folder asks for files elsewhere: looking for them could send a request to a stranger.
+    Raises other errors for invalid YAML."""
     from huggingface_hub import DatasetCard
     from yaml import safe_load
 
@@ -154,11 +155,10 @@ def _patterns(value: Any) -> Iterator[str]:
 
 
 def _check_files(name: str, files: list[str], is_folder: bool, pictures: list[str] | None) -> None:
-    """Raise UserError for a file to be read that lies outside of the folder or the hub, or would be unpacked without
-    limits.
+    """Raise UserError for a file that lies outside the folder or the hub, or that would be unpacked without limits.
 
     Args:
-        pictures: endings of pictures, beside which an image folder may have archives; None of another.
+        pictures: suffixes of pictures in an image folder, where other files may be archives; None otherwise.
     """
     from datasets.utils.extract import Extractor
 
@@ -187,7 +187,7 @@ def _check_shards(root: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the package's own log lines beside our message, and its progress bars but on a terminal."""
+    """Silence the package's own log lines, as we report errors, and its progress bars except on a terminal."""
     import datasets
 
     level = datasets.logging.get_verbosity()

@@ -1,6 +1,6 @@
 """Read tar files of samples, in the layout that the WebDataset package defines: an index by header, reading by offset.
 
-The files of a sample stand beside each other and share their name up to the first dot, the key: ``n01/7.jpg`` and
+The files of a sample follow each other and share their name up to the first dot, the key: ``n01/7.jpg`` and
 ``n01/7.cls``. https://github.com/webdataset/webdataset
 """
 
@@ -99,7 +99,7 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
 
 
 def _samples(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, extension -> member) of each run of members of one key, of images and texts alone."""
+    """Yield (key, extension -> member) for each run of members with one key; only images and texts."""
     current, members = "", {}
     for member in _members(path, file):
         match = _NAME.fullmatch(member.name)
@@ -204,7 +204,7 @@ def _captions(where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo], 
 def _content(
     where: str, file: IO[bytes], members: dict[str, tarfile.TarInfo], extension: str, what: str
 ) -> Any:
-    """Return a member's text, or the value in its JSON. Raises UserError for anything but ``what`` it should be."""
+    """Return a member's text, or the value in its JSON. Raises UserError if it is not ``what`` it should be."""
     member, alone = members[extension], CAPTION if what == CAPTION else "the label"
     if member.size > MOST_TEXT:
         raise UserError(f"{where} has a .{extension} of {member.size:,} bytes: use {alone} alone")

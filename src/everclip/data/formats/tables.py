@@ -23,7 +23,7 @@ from everclip.errors import UserError
 log = logging.getLogger("everclip")
 
 MOST_IMAGES = 20_000_000
-"""Rows of a list. A row costs some hundred bytes, so that a longer one would not fit into memory."""
+"""Rows of a list. A row costs some hundred bytes, so a longer list would not fit into memory."""
 MOST_LABEL = 200
 """Characters of a class's name; a longer text is a caption."""
 
@@ -106,7 +106,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
 
 
 def _sorted(names: set[str]) -> list[str]:
-    """Return the names in alphabetical order; numbers in theirs."""
+    """Return the names in alphabetical order; numbers by size."""
     if are_numbers(names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -124,7 +124,7 @@ def _check_labels(origin: Origin, classes: Sequence[str]) -> None:
 
 
 def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str]) -> list[bool]:
-    """Return whether each image is one of the fifth of its class in its domain that is held out."""
+    """Return whether each image belongs to the held-out fifth of its class in its domain."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, *pair in zip(keys, labels, domains, strict=True):
         groups.setdefault((pair[0], pair[1]), []).append(key)
@@ -135,7 +135,7 @@ def held_out(keys: Sequence[str], labels: Sequence[str], domains: Sequence[str])
 
 
 def check_trained(where: str, what: str, names: Sequence[str], is_test: Sequence[bool]) -> None:
-    """Raise UserError for a class, or ``what`` else the images' names are of, that is only tested."""
+    """Raise UserError for a class, group or task (``what`` the names are of) that is only tested."""
     trained = {name for name, test in zip(names, is_test, strict=True) if not test}
     if not trained:
         raise UserError(f"{where} lists test images alone: add training images")
@@ -161,8 +161,8 @@ def _beside(origin: Origin, name: str) -> Path | None:
 def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
     """Return readable names of the classes: those in ``classnames.txt``, else as the list writes them.
 
-    Where classes are numbers and the file has one name per line, it may name more classes than there are: a number is
-    then the line, from 0.
+    Where classes are numbers and the file has one name per line, it may name more classes than there are: a class's
+    number is then its line, from 0.
     """
     path = _beside(origin, "classnames.txt")
     numbers = are_numbers(classes)

@@ -13,14 +13,14 @@ from everclip.errors import UserError, shown
 from everclip.system.text import number_in
 
 TIME = ("time", "date", "timestamp")
-"""What a column of times may be called, which data with labels are read for where they are asked for."""
+"""Names of a column of times; data with labels are read for it only where times are asked for."""
 
 
 def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
     """Return times as numbers that can be compared, float64 ``[n]``: all numbers as they are, or all dates in seconds.
     Raises UserError for anything else, or both.
 
-    A date without a time of day is its beginning, and one without a zone is in UTC.
+    A date without a time of day means the start of that day, and one without a zone is in UTC.
     """
     found: list[float] = []
     kinds: dict[str, str] = {}
@@ -40,7 +40,7 @@ def numbered(texts: Iterable[str], where: str) -> NDArray[np.float64]:
 
 
 def _seconds(text: str) -> float | None:
-    """Return seconds since 1970 of a date; None of what is none."""
+    """Return seconds since 1970 of a date; None for anything else."""
     try:
         date = datetime.fromisoformat(text)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

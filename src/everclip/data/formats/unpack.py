@@ -20,7 +20,7 @@ from everclip.errors import UserError
 from everclip.system.atomic import remove_unfinished, settle, stage
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-# RuntimeError (also as NotImplementedError) is what zipfile says of passwords and of unknown compressions.
+# RuntimeError (also as NotImplementedError) is what zipfile raises for passwords and unknown compressions.
 _BROKEN = (*_DAMAGED, EOFError, RuntimeError, ValueError)
 
 
@@ -45,12 +45,12 @@ class _Member:
 def unpack(
     archive: Path, inside: str, target: Path, limits: Limits, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Write what an archive (.zip or .tar.gz) has in its folder ``inside`` to the folder ``target``, which is there
-    when all of it is, and not before. Call it with the folder around ``target`` locked (``download.locked``). Raises
-    UserError for a damaged archive, one larger than ``limits``, links or paths that lead out of it, or no room.
+    """Unpack the folder ``inside`` of an archive (.zip or .tar.gz) to the folder ``target``, which appears only when it
+    is complete. Call it with the folder around ``target`` locked (``download.locked``). Raises UserError for a damaged
+    archive, one larger than ``limits``, links or paths that lead out of it, or no room.
 
     Args:
-        check: of the unpacked folder before it takes its place; raises UserError.
+        check: called with the unpacked folder before this takes its place; raises UserError.
     """
     with writing(target):
         remove_unfinished(target)
@@ -58,7 +58,7 @@ def unpack(
             _extract(archive, inside, part, limits)
             if check is not None:
                 check(part)
-            os.sync()  # before the folder has its name, its files are on the disk
+            os.sync()  # so that its files are on the disk before the folder has its name
             settle(part, target)
 
 
@@ -80,7 +80,7 @@ def _extract(archive: Path, inside: str, part: Path, limits: Limits) -> None:
 
 @contextmanager
 def _readable(archive: Path) -> Iterator[None]:
-    """Say in one line why an archive cannot be unpacked."""
+    """Turn errors while an archive is unpacked into a one-line UserError."""
     try:
         yield
     except UserError:

@@ -1,7 +1,7 @@
 """Read the pickles that CIFAR comes in, without pickle: nothing that a file says is ever called.
 
-A pickle is a program for a stack machine. This one knows the instructions that make numbers, texts, lists, dicts and
-numpy arrays of bytes, and refuses every other; the names it may mention are those of ``_KNOWN``, and they stand for
+A pickle is a program for a stack machine. This machine knows the instructions that make numbers, texts, lists, dicts
+and numpy arrays of bytes, and refuses all others; a pickle may mention only the names in ``_KNOWN``, which stand for
 functions of ours. The instructions are read by the standard library's ``pickletools``.
 """
 
@@ -36,7 +36,7 @@ class _DType:
 
 
 class _Array:
-    """An array of bytes; its state comes after its making."""
+    """An array of bytes; its content comes later, with ``_build``."""
 
     value: NDArray[np.uint8]
 
@@ -93,7 +93,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
 
 
 def text(value: object) -> str:
-    """Return a text that Python 2 may have written, which is then bytes."""
+    """Return a value as text; texts that Python 2 wrote are bytes."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
@@ -101,7 +101,7 @@ def _run(content: bytes) -> object:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, given, _ in pickletools.genops(io.BytesIO(content)):
-        name, argument = opcode.name, cast(Any, given)  # of the type that the instruction has
+        name, argument = opcode.name, cast(Any, given)  # its type depends on the instruction
         if name in _PUT:
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -169,7 +169,7 @@ def _extend(stack: list[Any], items: list[Any]) -> None:
 def _update(stack: list[Any], items: list[Any]) -> None:
     if not isinstance(stack[-1], dict):
         raise _Refused("entries of no dict")
-    if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # to hash deep tuples ends the process
+    if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # hashing deep tuples ends the process
         raise _Refused("a key that is no text")
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
@@ -187,7 +187,7 @@ def _reduce(stack: list[Any]) -> None:
 
 
 def _build(stack: list[Any]) -> None:
-    """Give an array its state (version, shape, type, Fortran's order, bytes); a type's own is of no interest."""
+    """Give an array its state (version, shape, type, Fortran's order, bytes); a type's own is ignored."""
     state, made = stack.pop(), stack[-1]
     if isinstance(made, _DType):
         return

@@ -1,4 +1,4 @@
-"""Read the lists that say what ImageNet's validation images are, in the forms people have them.
+"""Read lists of the classes of ImageNet's validation images, in their common forms.
 
     ImageId,PredictionString                      Kaggle's LOC_val_solution.csv: class and boxes
     ILSVRC2012_val_00048981,n03995372 85 1 499 272

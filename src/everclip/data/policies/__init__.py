@@ -42,7 +42,7 @@ def build(name: str, options: Mapping[str, Any]) -> Policy:
     """Return the policy that ``memory.policy`` asks for. Raises UserError for an unknown policy, option or value.
 
     Args:
-        options: what stands in the section ``memory`` beside its own keys.
+        options: what is in the section ``memory`` besides its own keys.
     """
     known = plugins.names(_KIND)
     if name not in known and not trust.is_code(name):

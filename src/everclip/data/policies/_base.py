@@ -20,15 +20,15 @@ class Pool:
     Args:
         images: their ``labels``, ``domains`` and ``ids``; the arrays that follow have an entry for each of them.
         task: int64 ``[n]``, number of the task that an image came with, from 0.
-        tasks: number of tasks that have ended, this one with them.
+        tasks: number of tasks that have ended, including this one.
         ranks: int64 ``[n]``, what ``Policy.ranks`` gave an image; -1 where it gave none.
         priority: float64 ``[n]`` from 0 to 1, the same for an image as long as it is held; the lowest are kept first. A
-            random number of seed and id; a rank lies below all of these.
+            random number from seed and id; ranks lie below all of these.
         scores: float64 ``[n]``, at least 0; None where the policy does not read them, or nothing can give them.
         budget: largest number of images to keep, at least 1.
-        quota: of them in each class, where classes share alike.
+        quota: largest number of them per class, where classes have equal shares.
         classes: number of classes seen.
-        seed: of what a policy draws itself (``seeding.hash64``).
+        seed: for what a policy draws itself (``seeding.hash64``).
     """
 
     images: ImageSet
@@ -56,7 +56,7 @@ class Policy:
     features: ClassVar[bool] = False
     """Whether it ranks a task's images by the method's features of them (``ranks``)."""
     scores: ClassVar[bool] = False
-    """Whether it reads the method's scores, which are taken again of the whole pool after each task."""
+    """Whether it reads the method's scores, which are computed anew for the whole pool after each task."""
     per_class: ClassVar[bool] = True
     """Whether each class has the same quota, known beforehand, for the log."""
     keeps: ClassVar[Literal["part", "all", "none"]] = "part"
@@ -66,8 +66,7 @@ class Policy:
         self.config = self.Config() if config is None else config
 
     def ranks(self, new: ImageSet, features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
-        """Return a number from 0 for each of a task's images, which stays with it; asked for where ``features`` is
-        true.
+        """Return a number from 0 for each of a task's images, which stays with it; called where ``features`` is true.
 
         Args:
             features: unit length, of the images in their order.
@@ -75,6 +74,6 @@ class Policy:
         raise NotImplementedError(f"{type(self).__name__} ranks nothing")
 
     def choose(self, pool: Pool) -> NDArray[np.int64]:
-        """Return positions in the pool of the images to keep, at most ``pool.budget``, in any order; asked for where a
-        part of them stays."""
+        """Return positions in the pool of the images to keep, at most ``pool.budget``, in any order; called where
+        ``keeps`` is "part"."""
         raise NotImplementedError(f"{type(self).__name__} chooses nothing")

@@ -18,8 +18,8 @@ def per_class(pool: Pool, priority: NDArray[np.float64], fill: bool = False) -> 
     A remainder goes to the domains that come first in a fixed random order of the class.
 
     Args:
-        priority: ``[n]``; of a class and domain the lowest are chosen.
-        fill: whether what a domain has no images for goes to the others; else it stays unused.
+        priority: ``[n]``; within a class and domain the lowest are chosen.
+        fill: whether the part of its share that a domain cannot fill goes to the others; else it stays unused.
     """
     labels, domains = pool.images.labels, pool.images.domains
     chosen = [np.zeros(0, dtype=np.int64)]
@@ -39,7 +39,7 @@ def per_class(pool: Pool, priority: NDArray[np.float64], fill: bool = False) -> 
 def dealt(total: int, owned: Sequence[int]) -> list[int]:
     """Deal ``total`` exemplars one by one, in turn, to domains as long as they have images, the first ones first.
 
-    No share grows as domains come, so that what was dropped is not asked for again.
+    No share grows when domains are added, so that dropped images are never needed again.
     """
     given, left = [0] * len(owned), min(total, sum(owned))
     while left:
@@ -51,7 +51,7 @@ def dealt(total: int, owned: Sequence[int]) -> list[int]:
 
 
 def per_task(pool: Pool, weights: Sequence[Fraction]) -> NDArray[np.int64]:
-    """Return positions of each task's share of the budget, within it equally many per class, those of the lowest
+    """Return positions of each task's share of the budget, within it equally many per class, those with the lowest
     priority.
 
     Args:
@@ -105,7 +105,7 @@ def _largest_remainder(total: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def spread(labels: NDArray[np.int64], priority: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Return positions of ``count`` rows, as equally many per label as can be, those of the lowest priority first.
+    """Return positions of ``count`` rows, as evenly per label as possible, those with the lowest priority first.
 
     Nested: a smaller count chooses among the rows of a larger one.
     """

@@ -22,7 +22,7 @@ class Random(Policy):
     """Images at random, equally many per class."""
 
     fill: ClassVar[bool] = False
-    """Whether the other domains of a class take what one with few images leaves of the quota."""
+    """Whether a class's other domains take the part of the quota that a domain with few images leaves."""
 
     def choose(self, pool: Pool) -> NDArray[np.int64]:
         return per_class(pool, pool.priority, self.fill)

@@ -29,7 +29,7 @@ def build(settings: sections.Scenario) -> Scenario:
 
 
 def lists(settings: sections.Scenario) -> Literal["class-incremental", "domain-incremental"]:
-    """Return which images a source gives that has separate lists. Raises UserError for an unknown scenario."""
+    """Return which images a source with separate lists is to give. Raises UserError for an unknown scenario."""
     return "domain-incremental" if scenario_class(settings.kind).domains else "class-incremental"
 
 

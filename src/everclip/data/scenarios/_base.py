@@ -73,7 +73,7 @@ class Scenario(ABC):
 
     @property
     def once(self) -> bool:
-        """Whether each image may be trained on once: a stream that is gone when it has passed."""
+        """Whether each image may be trained on only once, as in a stream that passes."""
         return False
 
     @property
@@ -88,8 +88,9 @@ class Scenario(ABC):
 
     @property
     def task_id(self) -> Literal["known", "unknown"] | None:
-        """Whether a test image comes with its task. None: accuracy is that among the classes learned so far. Else every
-        task is tested after each, learned or not: among its own classes, or among those of all tasks."""
+        """Whether a test image comes with its task. None: images are classified among the classes learned so far. Else
+        every task is tested after each, learned or not: among its own classes ("known"), or among those of all tasks
+        ("unknown")."""
         return None
 
     @property
@@ -99,7 +100,7 @@ class Scenario(ABC):
         return None
 
     def lacking(self, config: Config, one_task: bool, text: bool) -> str:
-        """Return what has no meaning in this scenario, as a message of one line; else empty.
+        """Return a one-line message on what has no meaning in this scenario; empty if there is nothing.
 
         Args:
             config: resolved.
@@ -109,7 +110,7 @@ class Scenario(ABC):
         return once(config) if self.once else ""
 
     def sizes(self, images: int, classes: int, domains: list[int]) -> tuple[list[int], list[int]]:
-        """Return images of each task, and the classes seen with it, for an estimate without the data.
+        """Return the numbers of images of each task, and of classes seen with it, for an estimate without the data.
 
         Args:
             images, classes: of the data set.

@@ -1,17 +1,18 @@
 """Several data sets one after another, each with classes of its own; all are tested after each.
 
-One task per data set, in the order given or that scenario.order lists. After each task all data sets are tested, those
-that are still to come too: what the model keeps of its zero-shot accuracy on them. With scenario.task_id=known a test
-image comes with its data set and is told among the classes of that one (MTIL of ZSCL); with unknown it is told among
-the classes of all data sets (X-TAIL of RAIL). results.json has, of the accuracy a[i][j] on task j after task i,
+One task per data set, in the order given or that scenario.order lists. After each task all data sets are tested, also
+those that are still to come, which shows what the model keeps of its zero-shot accuracy. With scenario.task_id=known a
+test image comes with its data set and is classified among that one's classes (MTIL of ZSCL); with unknown it is
+classified among the classes of all data sets (X-TAIL of RAIL). results.json has, of the accuracy a[i][j] on task j
+after task i,
 
     Transfer  mean over j > 1 of the mean of a[i][j] over i < j     before it is learned
     Average   mean over j of the mean of a[i][j] over all i
     Last      mean over j of a[T][j]
 
-Methods that cannot tell classes which they have not learned hand these images to the text tower of the model as it
-then is: all images of a data set to come where it is known, as RAIL does those that the text tower takes for a class
-not learned where it is not.
+Methods that cannot recognise classes which they have not learned hand images to the model's text tower as it then is:
+where the data set is known, all images of data sets still to come; where it is not, as in RAIL, the images that the
+text tower takes for a class not learned.
 
     everclip train data=joined:caltech50+photos scenario.kind=cross-domain
     everclip train data=joined:caltech50+photos scenario.kind=cross-domain scenario.task_id=unknown method=ridge

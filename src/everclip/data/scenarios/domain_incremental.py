@@ -29,8 +29,8 @@ def domain_order(
 ) -> list[int]:
     """Return domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
 
-    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of
-    ``what`` the names are, and where there are fewer than two; ``few`` says that of the data, and what to do.
+    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of the
+    names, which ``what`` describes, and where there are fewer than two: ``few`` says so, and what to do.
     """
     names = data.domain_names
     if len(names) < 2:

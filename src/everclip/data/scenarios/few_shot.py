@@ -1,7 +1,7 @@
 """A large first task with all its images, then tasks with a few images of each class.
 
 As in few-shot class-incremental learning: the base session has scenario.base classes with all their training images,
-each later session some new classes with scenario.shots images of each (N-way K-shot). Test images are all there are.
+each later session some new classes with scenario.shots images of each (N-way K-shot). All test images are used.
 scenario.tasks counts the base session: on CIFAR-100 scenario.base=60 scenario.tasks=9 is its 60 + 8 x 5 classes. A list
 of sizes may be given in place of both. The shots of a class are those whose ids have the smallest hashes, the same in
 every run; the published lists of images of these papers are not here.

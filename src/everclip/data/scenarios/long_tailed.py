@@ -2,7 +2,7 @@
 
 As in long-tailed class-incremental learning: of C classes the largest keeps n_max images, the smallest n_max / r, and
 between them sizes fall exponentially; r is scenario.imbalance, n_max the images of the class that has fewest, so that
-every class can have its share. Test images are all there are, so that accuracy is that on balanced data. With
+every class can have its share. All test images are used, so that accuracy is that on balanced data. With
 scenario.tail=ordered the largest classes are learned first; shuffled, sizes are dealt to classes at random. Results
 have the accuracy on many-shot, medium-shot and few-shot classes: more than scenario.many training images, fewer than
 scenario.few, and those between (100 and 20 are the field's; smaller data need smaller ones).

@@ -2,8 +2,8 @@
 
 The training images are put in order of the column time (also date or timestamp) of a csv: list or an hf: data set, as
 numbers or as dates such as 2024-05-31, and cut into scenario.tasks periods of equally many images. A test image belongs
-to the period of its time, or to the first one later that has learned its class; it is tested from then on, so that the
-accuracy matrix has a column for each period. Classes come, come again and go as they do in the list. any_time in
+to the period of its time, or to the first later one that has learned its class; it is tested from then on, so that the
+accuracy matrix has a column for each period. Classes come, return and go as they do in the list. any_time in
 results.json is the area under the accuracy over the images that have passed.
 
     everclip train data=csv:list.csv scenario.kind=time scenario.tasks=4

@@ -56,7 +56,7 @@ class Source(ABC):
 
     Config: ClassVar[type[SourceConfig]] = SourceConfig
     official: ClassVar[Official | None] = None
-    """What is published of the one data set that it reads; None where it reads anyone's."""
+    """The published facts of the one data set that it reads; None where it reads any."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class Source(ABC):
         """Find the images and their labels, domains and parts; their content is read when it is needed.
 
         Args:
-            argument: what follows the colon, without a leading ``~``; None where there is nothing.
+            argument: what follows the colon, with a leading ``~`` expanded; None where there is nothing.
             kind: "domain-incremental" for the images of tasks that are domains; "time" for images with times; ``TASKS``
                 for images with named tasks as domains, or with times, where there are any; else "class-incremental".
 
@@ -87,5 +87,5 @@ class Source(ABC):
         return []
 
     def hub(self) -> str:
-        """Return the address that ``load`` downloads from where it is not known which files; else an empty text."""
+        """Return the address that ``load`` downloads from if its files are not known beforehand; else an empty text."""
         return ""

@@ -51,7 +51,7 @@ class CaptionFolder(Source):
 
 
 def _tasks(keys: Sequence[str], parted: bool) -> list[str] | None:
-    """Return the folder of each image, below its part; None where one lies in none, or all in the same."""
+    """Return the folder of each image, below its part; None where an image lies in none, or all lie in the same."""
     inside = [key.split("/")[parted:] for key in keys]
     tasks = [path[0] for path in inside if len(path) > 1]
     return tasks if len(tasks) == len(keys) and len({*tasks}) > 1 else None

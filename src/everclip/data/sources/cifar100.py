@@ -183,14 +183,14 @@ def _folder(root: Path) -> Path:
 
 
 def _again(folder: Path) -> str:
-    """Say what to do about a file in ``folder``, the user's own where it is not called as in the archive."""
+    """Say what to do about a file in ``folder``, which is the user's own if its name is not the archive's."""
     if folder.name == FOLDER:
         return f"remove the folder {folder}, to have it unpacked or downloaded again"
     return f"get the original from {ARCHIVE.url}"
 
 
 def _unpack(root: Path) -> None:
-    """The folder out of the archive, which is downloaded where it is not there."""
+    """Unpack the folder from the archive, which is downloaded if it is missing."""
     archive = root / ARCHIVE.name
     if not archive.exists():
         fetch(ARCHIVE, archive)

@@ -16,7 +16,7 @@ A list without labels may have captions, for image-text pairs:
     path,caption,split,task
     photos/1.jpg,a cat asleep on a chair,train,2023
 
-An image has a line for each caption, or a JSON list of them in one. `task` (or `domain`), `time` and `group` are
+An image has a line for each caption, or one line with a JSON list of them. `task` (or `domain`), `time` and `group` are
 optional: what makes tasks (everclip scenarios data-incremental), and what gdro weighs.
 """
 

@@ -2,9 +2,9 @@
 
 DIR, or `$EVERCLIP_DATA/domainnet`, else a folder in everclip's cache, holds the folders `real`, `quickdraw`,
 `painting`, `sketch`, `infograph` and `clipart` (or `real.zip`, ..., which are unpacked) and the official lists
-`real_train.txt`, `real_test.txt`, ..., there or in `splits/`. What is missing is downloaded from
-http://csr.bu.edu, where http://ai.bu.edu/M3SDA/ offers it (18 GB in all; an archive is removed once it is unpacked). A
-download that broke off goes on where it was.
+`real_train.txt`, `real_test.txt`, ..., there or in `splits/`. What is missing is downloaded from http://csr.bu.edu,
+where http://ai.bu.edu/M3SDA/ offers it (18 GB in all; an archive is removed once it is unpacked). An interrupted
+download continues where it stopped.
 
     everclip train data=domainnet scenario.kind=domain-incremental
 

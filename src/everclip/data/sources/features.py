@@ -4,12 +4,12 @@
     everclip train data=features:birds.npz method=ridge scenario.tasks=5
 
 Optional arrays: `test_features` [m, d] and `test_labels` [m] (else a fifth of each class in each domain is held out, by
-a hash of the row's number); `classnames` [c], the classes in order, which whole numbers count; `text_features` [c, d],
+a hash of the row's number); `classnames` [c], the classes in the order of whole-number labels; `text_features` [c, d],
 class embeddings in the space of the features, for zero_shot and `method.prior=text`; `domains` [n] and `test_domains`
 [m] for scenario.kind=domain-incremental. Rows are made unit length where image features are.
 
-Nothing of a model is trained or asked: zero_shot, the closed forms, fecam and rail run, other methods need
-images. The file is data: pickled objects in it are refused.
+No model is trained or run: zero_shot, the closed forms, fecam and rail work, other methods need images. The file is
+data: pickled objects in it are refused.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 NAME is a folder that `save_to_disk` wrote, a folder of .parquet files or of images in CLASS folders, or a name on the
 hub. The image column is that of type Image, the label column that of type ClassLabel, or one called label, class or the
-like; where there are several, choose after "#". There too: `domain=COLUMN` (one called domain is taken by itself),
+like; where there are several, choose after "#". There too: `domain=COLUMN` (one called domain is found anyway),
 `config=NAME`, and `train=SPLIT,test=SPLIT` for other splits than train and test (else validation). Without a test
 split, a fifth of each class in each domain is held out. Classes of type ClassLabel keep its order, other classes and
 the domains are in alphabetical order; `scenario.order` lists another. `classnames.txt` and `templates.txt` in the
@@ -15,8 +15,8 @@ folder override names and prompt.
     everclip train 'data=hf:saved#caption=sentences' scenario.kind=data-incremental method=gcl
 
 With a caption column, texts or lists of texts, the rows are image-text pairs: one named after "#", or called caption,
-captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time (or
-date, timestamp) and group are taken by themselves; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others. With
+captions, sentence, sentences or text where there is no label column. Columns called task (or domain), time (or date,
+timestamp) and group are found anyway; `task=COLUMN`, `time=COLUMN` and `group=COLUMN` choose others. With
 `scenario.kind=time` images with labels need a column of times, too.
 """
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 Splits = Mapping[str, "datasets.Dataset"]
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "text")
-"""What caption columns are called, which are taken where there is no label column."""
+"""Names of caption columns, which are used where there is no label column."""
 TESTS = ("test", "validation", "val", "valid")
 
 
@@ -121,7 +121,7 @@ class HuggingFace(Source):
 
 
 def _timed(features: datasets.Features) -> list[str]:
-    """Return the columns that are called as times are."""
+    """Return the columns that have the name of a column of times."""
     return [column for column in features if column.lower() in TIME]
 
 
@@ -161,7 +161,7 @@ def _pairs(
 
 
 def _caption_column(name: str, features: datasets.Features, options: _Options) -> str | None:
-    """Return the column of captions, where it is asked for, or is called so and none has labels."""
+    """Return the column of captions: the one asked for, else, if no column has labels, the one with such a name."""
     if options.caption is not None:
         return options.caption
     if options.label is not None or columns.label_columns(features, options.domain or "domain"):
@@ -206,7 +206,7 @@ def _part(
 ) -> tuple[list[str], list[str] | None, list[str]]:
     """Return the class and the domain of each image of a split, and the order of its classes.
 
-    Raises UserError where a column cannot be told, or a row has no label.
+    Raises UserError where a column cannot be identified, or a row has no label.
     """
     features = data.features
     given, names = options.domain, ("domain",)

@@ -93,7 +93,7 @@ def class_names(present: list[str], known: list[str]) -> list[str]:
 
 
 def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) -> None:
-    """Refuse one class, and a class that is tested and not trained, unless nothing is trained."""
+    """Refuse a single class, and a class that is tested but not trained, unless nothing is trained."""
     if len(present) < 2:
         raise UserError(f"{root} has one class, {present[0]}: a classifier needs at least two: add another")
     untrained = [wnid for wnid in present if wnid not in train]
@@ -102,7 +102,7 @@ def _check_parts(root: Path, train: dict[str, list[str]], present: list[str]) ->
 
 
 def _warn_of_gaps(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
-    """Say that a part is not whole: fewer images are a choice, or a copy that broke off."""
+    """Warn of an incomplete part: fewer images are a choice, or an interrupted copy."""
     every = len(train) == ImageNet.official.classes
     whole = ImageNet.official.train if every else 0, ImageNet.official.per_class["test"] * len(test)
     for part, found, wanted in zip(("train", "val"), (train, test), whole, strict=True):

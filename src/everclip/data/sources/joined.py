@@ -3,9 +3,9 @@
     everclip train data=joined:caltech50+imagefolder:photos+cifar100 scenario.kind=cross-domain
     everclip train data=joined scenario.kind=cross-domain 'source.of=["caltech50", "C++/photos"]'
 
-The domains are called as their folders or sources are, and learned in this order unless `scenario.order` lists them.
-A class of a name that an earlier data set has, too, is another class, called "NAME (DATA SET)". Prompts are those of
-the data sets where all have the same, else "a photo of a {}."; of several domains in one data set nothing is kept.
+The domains are called as their folders or sources are, and learned in this order unless `scenario.order` lists them. A
+class whose name an earlier data set has, too, is a different class, called "NAME (DATA SET)". Prompts are those of the
+data sets where all have the same, else "a photo of a {}."; the domains within one data set are not kept.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _names(specs: Sequence[str]) -> list[str]:
 
 
 def _classes(names: Sequence[str], found: Sequence[Dataset]) -> list[str]:
-    """Return class names of all, those that are there already with their data set's name."""
+    """Return the class names of all data sets; a name that is taken already gets its data set's name added."""
     classes: list[str] = []
     known: set[str] = set()
     for name, one in zip(names, found, strict=True):
@@ -126,7 +126,7 @@ def _classes(names: Sequence[str], found: Sequence[Dataset]) -> list[str]:
 
 
 def _moved(store: Store, parts: Sequence[ImageSet], found: Sequence[Dataset]) -> ImageSet:
-    """Return the tables as one, in a joined store: rows, labels and domains count on."""
+    """Return the tables as one, in a joined store: rows, labels and domains are numbered on."""
     rows = [0, *accumulate(len(one.train.store.keys) for one in found)]
     labels = [0, *accumulate(len(one.class_names) for one in found)]
     ids = sample_ids(store.keys)

@@ -5,8 +5,8 @@
 
 A folder holds `train-*.tar` and `test-*.tar` (or `val-*.tar`), or `train/*.tar` and `test/*.tar`; a name may have
 braces and the wildcards * and ?, and `::` joins several. Test shards have the word "test" or "val" in their name, else
-in their folder's (val is left out beside test); those beside the training shards are found by themselves. Without any,
-a fifth of each class is held out. Quote the spec: shells know braces and wildcards too.
+in their folder's (val is left out beside test); those beside the training shards are found without being named. Without
+any, a fifth of each class is held out. Quote the spec: shells know braces and wildcards too.
 
 The number of samples has to be given, so that a missing one is noticed: after "?" for each part, or as `sizes.json`
 beside the shards, {"train-0000.tar": 1000, ...}.
@@ -18,8 +18,8 @@ prompt.
 
     everclip train 'data=webdataset:shards?train=4000,captions=txt' scenario.kind=data-incremental method=gcl
 
-With captions=txt or captions=json the samples are image-text pairs: the caption is the whole .txt, or in the .json as
-"caption", a text or a list of texts.
+With captions=txt or captions=json the samples are image-text pairs: the caption is the whole .txt, or the "caption" in
+the .json, a text or a list of texts.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _beside(train: Sequence[Path]) -> list[Path]:
-    """Test shards in the folders of the training shards, or in their sisters called "test" or "val"."""
+    """Return test shards in the folders of the training shards, or in sibling folders called "test" or "val"."""
     folders = {path.parent for path in train}
     above = {folder.parent for folder in folders if folder.name == "train"}
     folders |= {folder / name for folder in above for name in ("test", "val")}
