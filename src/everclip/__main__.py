@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _unraised(lost: Any) -> None:
-    """Give Ctrl-C again where Python could only print it: in a destructor, or in a callback of a library in C."""
+    """Send Ctrl-C again where Python could only print it: in a destructor, or in a callback from a C library."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         main_thread = threading.main_thread().ident or 0
         threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
@@ -19,7 +19,7 @@ def _unraised(lost: Any) -> None:
 
 def main() -> int:
     """Run the command line. Ctrl-C leaves no traceback, however early or late it comes."""
-    if os.name != "posix":  # what follows imports modules that only they have
+    if os.name != "posix":  # the imports below need modules that only POSIX has
         print(
             "error: everclip needs Linux or macOS: on Windows use it in WSL (wsl --install)", file=sys.stderr
         )
@@ -35,7 +35,7 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     except SystemExit as ended:
-        if isinstance(ended.code, str):  # of a plug-in, with what it has to say
+        if isinstance(ended.code, str):  # raised by a plug-in, with a message
             print(ended.code, file=sys.stderr)
         code = 1 if isinstance(ended.code, str) else int(ended.code or 0)
     finally:
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _leave_others(code: int) -> None:
-    """End now where an error or a signal has left torch's threads waiting for the other processes of a run.
+    """End at once where an error or a signal has left torch's threads waiting for the run's other processes.
 
     A thread that is still in a collective when Python ends can abort the process (exit code -6 in place of ``code``).
     """

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def shown(value: object, width: int = 60) -> str:
-    """Return a value as it may stand in a one-line message: escaped, and shortened to ``width`` characters."""
+    """Return a value as text for a one-line message: escaped, and shortened to ``width`` characters."""
     if isinstance(value, str) and value.isprintable():
         text = f'"{value}"'
     else:
@@ -28,9 +28,9 @@ def shown(value: object, width: int = 60) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of what there is.
+    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of all of them.
 
-    Returns a text to append to a message, so that a misspelt key, method or model always says what to write.
+    Append it to a message, so that the message says what to write instead of a misspelt key, method or model.
     """
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
@@ -40,13 +40,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise UserError where ``value``, given as ``name``, is none of ``known``."""
+    """Raise UserError where ``value``, given as ``name``, is not one of ``known``."""
     if value not in known:
         raise UserError(f'{name} is "{value}"{suggest(value, known)}')
 
 
 def check_range(name: str, value: float | None, low: int, high: int, what: str = "") -> None:
-    """Raise UserError unless ``value``, given as ``name``, is ``what``, or a whole number, from ``low`` to ``high``."""
+    """Raise UserError unless ``value``, given as ``name``, is None or lies from ``low`` to ``high``. It must be a whole
+    number unless ``what`` describes the number in words."""
     if value is None:
         return
     number = isinstance(value, Real if what else Integral) and not isinstance(value, bool)
@@ -73,7 +74,7 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(\w+)", re.IGNOR
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that it was raised for, the latest first, each once."""
+    """Yield an error and the chain of its causes, the latest first, each once."""
     met: set[int] = set()
     while error is not None and id(error) not in met:
         met.add(id(error))
@@ -82,7 +83,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def memory_words(error: BaseException) -> str:
-    """Say what to do, in one line, where an error was raised for want of memory; empty where it was not."""
+    """Say in one line what to do about an error for want of memory; empty for any other error."""
     for cause in causes(error):
         text = str(cause)
         short = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)

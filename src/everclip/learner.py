@@ -4,9 +4,9 @@
     learner.learn(images, ["cat", "dog", ...])
     learner.update(more, ["bird", ...])
     learner.predict(images)               # ["cat", ...]
-    learner.save("pets")                  # a folder that all commands take
+    learner.save("pets")                  # a folder that every command accepts
 
-    learner = everclip.Learner("features:768")               # of features that were computed elsewhere
+    learner = everclip.Learner("features:768")               # for features computed elsewhere
     learner.partial_fit(features=x, labels=["cat", ...])     # x: floats [n, 768]
     learner.predict(features=x)
 
@@ -65,7 +65,7 @@ class Learner:
             stays trusted in this process.
 
     Raises:
-        UserError: no such model, or it names code and is not trusted; or ``classes`` are no names.
+        UserError: no such model, or it names code and is not trusted; or ``classes`` are not valid names.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Learner:
         self._on_disk = self._state
         self._saved: tuple[State, Outcome] | None = None
         self._waiting: list[tuple[bytes, str]] = []
-        self._lock = RLock()  # answers take it too: they and learning listen to the layers of the same towers
+        self._lock = RLock()  # answers take it too: they and learning hook the layers of the same towers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}  # which cannot be copied deeply, or stored
+        return {**vars(self), "_lock": None}  # a lock can be neither deep-copied nor pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=RLock())
 
     def __copy__(self) -> Learner:
         made = object.__new__(type(self))
-        vars(made).update(vars(self))  # with the lock, as both have the same towers
+        vars(made).update(vars(self))  # the lock too, as both share the same towers
         return made
 
     @property
@@ -145,7 +145,7 @@ class Learner:
             labels: one class name per image; None for a Dataset.
             test: held-out images with their labels, or a Dataset.
             max_drop: percentage points that old classes may lose on ``test``, which then needs images of them; if
-            they lose more, the learner is unchanged and ``verdict["gate"]["passed"]`` is false. None: anything.
+                they lose more, the learner is unchanged and ``verdict["gate"]["passed"]`` is false. None: no limit.
 
         Returns:
             the verdict, as in verdict.json.
@@ -167,10 +167,10 @@ class Learner:
         *,
         features: Features | None = None,
     ) -> Learner:
-        """Take a batch of a stream, to learn once something is asked, or at 256 images. Returns the learner.
+        """Take a batch of a stream, learned at the next call of another method, or at 256 images. Returns the learner.
 
         Raises:
-            UserError: as ``learn``, here or when something is asked; none of the images that waited is then learned.
+            UserError: as ``learn``, here or at that later call; then none of the waiting images is learned.
         """
         given = self._given(images, features)
         if isinstance(given, Dataset):
@@ -200,8 +200,8 @@ class Learner:
         """Return the most probable class of each image.
 
         Args:
-            unknown_at: rate, such as 0.05 or "5%", at which images of known classes may be called unknown; None instead
-                of a class is the answer to an unknown image.
+            unknown_at: rate, such as 0.05 or "5%", at which images of known classes may be called unknown; an unknown
+                image gets None instead of a class.
 
         Raises:
             UserError: as ``predict_proba``; or the learner has too few check images for this rate.
@@ -244,9 +244,9 @@ class Learner:
             return embedding.every(clip, whole(images, self._width)).numpy()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder (new or empty) that all commands and ``load`` accept. The version before it is the one
-        loaded or saved last (none, with a warning, where that has gone); the verdict is of the last update since then
-        alone. Returns its path.
+        """Write a model folder (new or empty) that all commands and ``load`` accept. Its previous version is the one
+        last loaded or saved (none, with a warning, if that folder has gone); its verdict covers only the last update
+        since then. Returns its path.
 
         Raises:
             UserError: the folder is not empty or in use, or nothing was learned since loading.
@@ -260,7 +260,7 @@ class Learner:
             before, outcome = self._saved
             with on_disk(path), claimed(path):
                 written = write_next(outcome, before, path)
-            # the version that its images lay in until now may go
+            # images are read from the new folder from now on: the previous version may be deleted
             self._state = replace(self._state, exemplars=written.exemplars, checks=written.checks)
             self._saved = before, replace(outcome, state=self._state)
             self._on_disk = written
@@ -268,7 +268,7 @@ class Learner:
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Learner:
-        """Return the learner that was saved, or a run, or a version; ``options`` are those of the class."""
+        """Return a learner that continues a saved one, a run or a version; ``options`` are those of the class."""
         return cls(str(folder), **options)
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -304,10 +304,10 @@ class Learner:
             new = dataset(self._waiting, self._width)
             try:
                 self._learn(new, None, replace(self._options, **_limit(None)))
-            except Replaced as error:  # not for these images
+            except Replaced as error:  # not because of these images
                 waiting = f"the last {len(self._waiting)} images of partial_fit wait until it is back"
                 raise UserError(f"{error}; {waiting}, and a model loaded anew needs them again") from error
-            except UserError as error:  # it would be raised each time: these images go
+            except UserError as error:  # it would be raised each time: drop these images
                 what = f"none of the last {len(self._waiting)} images of partial_fit was learned"
                 self._waiting = []
                 raise UserError(f"{error}; {what}: give them again without it") from error

@@ -55,7 +55,7 @@ def train(
     Raises:
         UserError: a setting, the data or the model is wrong, with the message of the command line.
         RunError: training fails, or the disk does.
-        KeyboardInterrupt: with how to continue; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
+        KeyboardInterrupt: Ctrl-C, with how to continue; ``system.signals.Stopped`` after SIGTERM, SIGUSR1 or SIGHUP.
     """
     below = base if isinstance(base, Mapping) else {}
     first = [] if base is None or isinstance(base, Mapping) else [fspath(base)]
@@ -99,7 +99,7 @@ def trained(run: Run, quiet: bool = False) -> dict[str, Any]:
 
 
 def _words(settings: Settings, prefix: str = "") -> Iterator[str]:
-    """Yield settings as KEY=VALUE, in which the command line's reading and its messages are the same."""
+    """Yield settings as KEY=VALUE words, so that they are read and refused as on the command line."""
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if not key.replace(".", "").replace("-", "").isidentifier():
@@ -126,7 +126,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON has in place of a value in a list. Raises TypeError where there is none."""
+    """Return the JSON form of a value that the json module cannot write. Raises TypeError where there is none."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, PathLike):

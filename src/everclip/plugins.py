@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parent
 _HYPHENS = ("data/scenarios",)
 """Kinds whose names have hyphens where their files have underscores."""
 _outside: set[str] = set()
-"""Outside packages and files of plug-ins, whether or not they could be loaded."""
+"""Packages and files of outside plug-ins, whether or not they could be loaded."""
 
 
 def names(kind: str) -> list[str]:
@@ -53,8 +53,8 @@ def load(kind: str, name: str) -> ModuleType:
     """Import the plug-in ``name`` of ``kind``.
 
     Raises:
-        UserError: no such plug-in; the message suggests the nearest name. Or only a file that is not trusted asks for
-        it (``trust.Refused``).
+        UserError: no such plug-in; the message suggests the nearest name. Or only an untrusted file asks for it
+            (``trust.Refused``).
     """
     what = _one(kind)
     if trust.is_code(name):
@@ -131,9 +131,7 @@ def _import(name: str) -> ModuleType:
         spec = PathFinder.find_spec(package, [os.getcwd()])
         if spec is not None:
             sys.modules[package] = module = importlib.util.module_from_spec(spec)
-            if (
-                spec.loader is None
-            ):  # a folder without __init__.py, which Python would look for on its own path again
+            if spec.loader is None:  # no __init__.py: Python would search its own path again
                 module.__path__ = [os.path.join(os.getcwd(), package)]
                 return importlib.import_module(name)
             try:
@@ -145,7 +143,7 @@ def _import(name: str) -> ModuleType:
 
 
 def returned(plug_in: object, hook: str) -> str:
-    """Return how a message about what a plug-in's hook has returned begins: with its class and its file."""
+    """Return the start of a message about what a plug-in's hook has returned: its class and its file."""
     cls = type(plug_in)
     return f"{cls.__name__}.{hook} ({inspect.getfile(cls)}) has returned"
 
@@ -163,7 +161,7 @@ def fault(error: BaseException) -> str:
 
 def _of_plugin(file: str) -> bool:
     for code in _outside:
-        module = sys.modules.get(code)  # none of a file, nor where the package itself fails
+        module = sys.modules.get(code)  # None for a file, and for a package that failed to import
         folders = list(getattr(module, "__path__", []))
         if file in (getattr(module, "__file__", None), trust.place(code)):
             return True

@@ -29,8 +29,8 @@ def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Leave torch's random state, which is the caller's own and that of all threads, as it was: where several threads
-    are in such a block at once, as it was before the first, once the last has left."""
+    """Restore torch's random state after the block: it is the caller's, and all threads share it. Where several threads
+    are in such blocks at once, the last to leave restores the state from before the first."""
     import torch
 
     global _inside

@@ -23,7 +23,7 @@ from everclip.serving.limits import MEGA, Refused, without_folders
 from everclip.system.text import printable
 
 AT_ONCE = 100 * MEGA
-"""Largest number of pixels of the pictures that are decoded together, resized ones too: each takes 10 to 20 bytes."""
+"""Largest number of pixels decoded together, before or after resizing, whichever is more: each takes 10 to 20 bytes."""
 Kind = Literal["predict", "embed", "search"]
 Json = dict[str, Any]
 Result = Json | Refused
@@ -35,9 +35,9 @@ class Ask:
 
     Args:
         content: an encoded picture, or a text.
-        top: number of classes, or of embeddings found.
-        reject_below: as of ``as_dict``.
-        unknown_at: rate of false alarms of "unknown", 0..1; None: every picture is of a known class.
+        top: number of classes, or of embeddings, to return.
+        reject_below: as for ``as_dict``.
+        unknown_at: rate of false alarms of "unknown", 0..1; None: no picture is called unknown.
     """
 
     kind: Kind
@@ -52,7 +52,7 @@ class Answering:
 
     Args:
         current: the version in use, taken once per batch.
-        pixels: of a picture, whole and resized.
+        pixels: largest number for one picture, as sent or resized.
         say: takes one line about a request that fails on our side.
     """
 
@@ -100,10 +100,10 @@ class Answering:
 
 
 def _measured(content: bytes, most: int, size: int) -> tuple[int, str]:
-    """Return the pixels of a picture, and words where they are more than allowed; only its header is read.
+    """Return the number of pixels of a picture, and a message if they are too many; only its header is read.
 
     Args:
-        size: of the model's pictures, where the shorter side is resized to it; else 0.
+        size: side of the model's pictures, if the shorter side is resized to it; else 0.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -179,7 +179,7 @@ def _searched(served: Served, asks: Sequence[Ask]) -> list[Result]:
 def _each(
     asker: Asker, asks: Sequence[Ask], shown: Callable[[Float32[np.ndarray, "n d"]], list[Json]]
 ) -> list[Result]:
-    """Embed what is asked for, and show the rows of what can be read."""
+    """Embed the contents of requests, and show the rows of those that can be read."""
     texts = [ask.content for ask in asks if isinstance(ask.content, str)]
     if texts:
         return [*shown(asker.texts(texts))]

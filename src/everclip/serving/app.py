@@ -1,9 +1,9 @@
 """Speak HTTP: POST /predict, /embed, /search; GET /health, /model.
 
 A picture is the body itself, one per request; a text for /embed and /search is JSON, ``{"text": "a red bicycle"}``.
-Options stand in the query: ``/predict?top=3``. Every answer is one JSON object; that of an error is ``{"error": LINE}``
-with status 400 (malformed), 404, 405, 408 (too slow), 413 (too large), 415 (another type), 422 (no picture), 500 (our
-fault) or 503 (too busy, or nothing to search in), without a traceback and without a path of this machine.
+Options go into the query: ``/predict?top=3``. Every answer is one JSON object; an error is ``{"error": LINE}`` with
+status 400 (malformed), 404, 405, 408 (too slow), 413 (too large), 415 (another type), 422 (no picture), 500 (our fault)
+or 503 (too busy, or nothing to search in), without a traceback and without a path of this machine.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from everclip.system.reading import Unreadable, parse_json
 from everclip.system.text import json_text
 
 PATHS = {"/predict": "POST", "/embed": "POST", "/search": "POST", "/health": "GET", "/model": "GET"}
-"""Everything there is."""
+"""All paths, and their methods."""
 OPTIONS: dict[Kind, dict[str, float]] = {
     "predict": {"top": 5, "reject_below": 0.0, "unknown_at": 0.0},
     "embed": {},
     "search": {"k": 10},
 }
-"""What may stand in a query, with its default: a whole number from 1, or a float from 0 to 1."""
+"""Options of a query with their defaults: a whole number from 1, or a float from 0 to 1."""
 _PICTURES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Types of a body that is a picture; the last is what curl says of any body. What it is, its content tells."""
+"""Content types that a picture may have; the last is what curl sends with any body. Only the content decides."""
 _JSON = "application/json"
 
 
@@ -78,7 +78,7 @@ class Service:
         return app
 
     async def health(self, request: Request) -> Response:
-        """Return what a monitor looks at; ``error`` is why the folder's version is not the one in use."""
+        """Return the state for a monitor; ``error`` is why the folder's version is not the one in use."""
         served = self._current.now
         off = served.public(served.unfit) or ("no --vectors" if served.vectors is None else "")
         told = {
@@ -94,7 +94,7 @@ class Service:
         return answer(told)
 
     async def model(self, request: Request) -> Response:
-        """Return what the version in use is."""
+        """Describe the version in use."""
         served = self._current.now
         calibration = served.model.calibration
         told = {
@@ -182,7 +182,7 @@ def _options(kind: Kind, given: Mapping[str, str]) -> dict[str, float]:
 
 
 def _text(body: bytes) -> str:
-    """Return the text of a body of JSON. Raises Refused."""
+    """Return the text in a JSON body. Raises Refused."""
     try:
         found = parse_json(body)
     except Unreadable as error:

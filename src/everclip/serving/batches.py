@@ -48,9 +48,7 @@ class Batches:
                     batch.append(self._queue.get_nowait())
                 try:
                     results = await loop.run_in_executor(self._thread, self._run, [ask for ask, _ in batch])
-                except (
-                    Exception
-                ) as error:  # our own bug: those who wait are told, and the next batch is computed
+                except Exception as error:  # our own bug: tell those who wait, and go on
                     results = [Refused(500, f"internal error ({type(error).__name__})")] * len(batch)
                 for (_, future), result in zip(batch, results, strict=True):
                     if not future.done():  # of a request that was cancelled

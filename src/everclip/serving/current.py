@@ -39,7 +39,7 @@ EVERY = 1.0
 AGAIN = 30.0
 """Seconds after which a version that could not be opened is tried again."""
 ATTEMPTS = 5
-"""Times that a folder is opened which changes meanwhile."""
+"""Number of attempts to open a folder that changes meanwhile."""
 
 Say = Callable[[str], object]
 
@@ -56,7 +56,7 @@ class Served:
         mark: its fingerprint.
         vectors, asking: embeddings to search in, and an encoder that fits them; None without.
         unfit: why these embeddings cannot be searched with this version; empty if they can.
-        paths: as of ``Source``.
+        paths: as in ``Source``.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Served:
     paths: tuple[str, ...] = ()
 
     def public(self, message: str) -> str:
-        """Return a message about this version for people elsewhere: on one line, without folders."""
+        """Return a message about this version for clients: on one line, without folders."""
         return without_folders(message, *self.paths)
 
     @property
@@ -93,7 +93,7 @@ class Source:
 
     Args:
         spec: a model folder, or a link to one; a run; or any model with ``classes``.
-        classes: those to choose from, as of ``open_model``.
+        classes: those to choose from, as for ``open_model``.
         vectors: a folder of embeddings to search in, if any.
     """
 
@@ -103,18 +103,19 @@ class Source:
 
     @property
     def place(self) -> Path:
-        """The folder, where a link to it leads now."""
+        """The folder, with links resolved as they are now."""
         return Path(self.spec).expanduser().resolve()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What messages may call the model and the embeddings: as given, and in full."""
+        """Paths that messages may have for the model and the embeddings: as given, and in full."""
         given = [self.spec.removeprefix(LOCAL), self.vectors or ""]
         full = [Path(path).expanduser() for path in given]
         return (*given, *map(str, full), *(str(path.resolve()) for path in full))
 
     def identity(self) -> str:
-        """Return which model the folder holds now; empty for what is no model folder. Raises UserError if damaged."""
+        """Return the identity of the model in the folder now; empty if it is no model folder. Raises UserError if
+        damaged."""
         place = self.place
         is_model_folder = (place / FILE).is_file() and not (place / "config.toml").is_file()
         return cards.identity(place) if is_model_folder else ""
@@ -126,7 +127,7 @@ class Source:
             strict: refuse embeddings that do not fit the version.
 
         Raises:
-            UserError: it cannot be opened, changes all the time, or gives no probabilities.
+            UserError: it cannot be opened, keeps changing, or gives no probabilities.
         """
         for _ in range(ATTEMPTS):
             place, before = self.place, self.identity()
@@ -162,7 +163,7 @@ class Source:
         """Return the version with the embeddings, if they fit it."""
         assert self.vectors is not None
         try:
-            # Resolved once, and mapped now: a link may move on, and a folder be replaced, under one that is in use.
+            # Resolved once and mapped now: a link may move, or the folder be replaced, while it is in use.
             vectors = vectors_folder.read(Path(self.vectors).expanduser().resolve())
             if not vectors.blocks:
                 raise UserError(f"{self.vectors} has no embeddings yet: make some with everclip embed")
@@ -196,7 +197,7 @@ def _try(served: Served) -> None:
 
 
 class Current:
-    """The version in use. ``now`` is replaced as a whole: take it once for what belongs together.
+    """The version in use. ``now`` is replaced as a whole: read it once for work that belongs together.
 
     Args:
         source: what is served; it is opened at once.
@@ -229,7 +230,7 @@ class Current:
         self._thread.start()
 
     def stop(self) -> None:
-        """Follow it no longer."""
+        """Stop following it."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -239,7 +240,7 @@ class Current:
             self.look()
 
     def look(self) -> None:
-        """Take the version that the folder holds into use, if it is another one or ``ask`` was called."""
+        """Switch to the version that the folder holds, if it is another one or ``ask`` was called."""
         asked, self._asked = self._asked, False
         self._owed |= asked  # until it is opened, however often that fails
         found: str | None = None

@@ -26,8 +26,8 @@ class Limits:
 
     Args:
         body: bytes of an encoded picture.
-        pixels: of a picture, whole and with its shorter side resized, which is compared before it is decoded.
-        waiting: requests that are read, wait or are computed; more are told to come again.
+        pixels: of a picture, as sent and with its shorter side resized; checked before it is decoded.
+        waiting: requests being read, waiting or being computed; further ones are told to try again.
     """
 
     body: int = 16 * MIB
@@ -39,7 +39,7 @@ class Refused(Exception):
     """A request is not answered.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         message: one line, without a path of this machine.
     """
 
@@ -50,12 +50,12 @@ class Refused(Exception):
 
 
 def without_folders(text: str, *paths: str) -> str:
-    """Return a message for people elsewhere: on one line, of each path the name alone.
+    """Return a message for clients: on one line, with only the last name of each path.
 
     Args:
-        paths: whose folders are left out even if they are relative, or their names hold spaces or brackets.
+        paths: paths whose folders are left out even if they are relative, or their names contain spaces or brackets.
     """
     folders = {path.rstrip("/").rpartition("/")[0] for path in paths} - {""}
-    for folder in sorted(folders, key=len, reverse=True):  # one may begin another
+    for folder in sorted(folders, key=len, reverse=True):  # one may be the start of another
         text = re.sub(rf"(?<![\w.~/-]){re.escape(folder)}/", "", text)
     return shortened(printable(" ".join(_FOLDERS.sub("", text).split())), 300)

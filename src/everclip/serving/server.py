@@ -20,10 +20,10 @@ from everclip.system.text import json_text
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1, which answers what is no HTTP in JSON too."""
+    """HTTP/1.1 that answers malformed requests in JSON too."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer and close the connection; what is computed for it has nobody to go to."""
+        """Answer and close the connection; a result that is still being computed for it is dropped."""
         if self.cycle is not None:
             self.cycle.disconnected = True  # else its answer would follow this one, which h11 refuses
             self.cycle.message_event.set()
@@ -41,7 +41,7 @@ class _Protocol(H11Protocol):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; what connects before the model is open waits.
+    """Return a listening socket; clients that connect before the model is open wait.
 
     Args:
         port: 0 for any that is free.
@@ -67,7 +67,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def server_of(service: Service) -> Server:
-    """Return what runs a service: ``run([listening(...)])`` ends once ``should_exit`` is set, or at a signal."""
+    """Return the server of a service: ``run([listening(...)])`` ends once ``should_exit`` is set, or at a signal."""
     config = Config(
         service.app(),
         http=_Protocol,
@@ -110,7 +110,7 @@ def serve(source: Source, host: str, port: int, limits: Limits, say: Say) -> Non
 
 @contextmanager
 def _signals(current: Current) -> Iterator[None]:
-    """Take SIGHUP as ``Current.ask``, and end without an error where uvicorn, once done, raises SIGTERM again."""
+    """Have SIGHUP call ``Current.ask``, and ignore the SIGTERM or SIGINT that uvicorn raises again once it is done."""
     quiet = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: None)
     with handling({signal.SIGHUP: lambda *_: current.ask()} | quiet):
         yield

@@ -54,12 +54,12 @@ class Candidate:
 
     Args:
         name: of ``NAMES``.
-        scores: of the check images, one column per class; -inf for what it cannot say.
-        build: the model, of all images; for what is solved from sums that is not what was checked.
+        scores: of the check images, one column per class; -inf for classes that it cannot recognise.
+        build: makes the model from all images; for a closed form that is not the model that was checked.
         eligible: whether it can recognise all classes.
         clip: the trained weights.
-        detail: how, for the verdict.
-        rows: of a closed form: the features of the check images that it reads.
+        detail: how it was made, for the verdict.
+        rows: for a closed form, the features of the check images that it reads.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Trial:
 
     Args:
         known: all classes, old and new.
-        sums: of all images learned, these included; ``checked`` are those without the check images.
+        sums: of all learned images, those of this update included; ``checked``: the same without the check images.
         checks: old and new images that nothing is trained on.
-        features: of the frozen model, of the checks.
+        features: of the check images, by the frozen model.
     """
 
     state: State
@@ -95,7 +95,7 @@ class Trial:
 
 
 def candidates(trial: Trial, progress: Progress) -> Iterator[Candidate]:
-    """Yield all of them, the cheap ones first."""
+    """Yield all candidates, the cheap ones first."""
     if trial.state.model is not None or trial.known.templates:
         yield nothing(trial)
     yield solved(trial, "means", {"name": "ncm"}, "class means")
@@ -111,8 +111,8 @@ def candidates(trial: Trial, progress: Progress) -> Iterator[Candidate]:
 
 
 def nothing(trial: Trial) -> Candidate:
-    """Return the deployed model, checked as if it had not learned the check images; of one that knows no class its
-    text tower."""
+    """Return the deployed model, or the text tower of one that knows no class, scored as if it had not learned the
+    check images."""
     begin, state = time.perf_counter(), trial.state
     model, detail = state.model, "as deployed"
     if model is None:
@@ -149,7 +149,7 @@ def solved(trial: Trial, name: str, method: dict[str, Any], detail: str) -> Cand
 
 
 def learned(trial: Trial, progress: Progress) -> Iterator[Candidate]:
-    """Yield the trained model, and the best mixture of it with what it began with."""
+    """Yield the trained model, and its best mixture with the initial weights."""
     begin, state, decision = time.perf_counter(), trial.state, trial.decision
     start = state.tuned or (state.encoder if state.model and state.model.reads_text else state.frozen)
     after = trained(start, trial.lesson, decision, progress)

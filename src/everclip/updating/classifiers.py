@@ -40,7 +40,7 @@ class Known:
         tasks: the labels learned by each update.
         templates: prompts of the class embeddings.
         base: settings of the model that the first version began with: ``model``, ``image_size``, ``center``, and
-            ``defaults``, 1 where it is not there.
+            ``defaults`` (1 where it is missing).
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Known:
     base: Mapping[str, Any]
 
     def placed(self, names: tuple[str, ...], place: Sequence[int]) -> Known:
-        """Return the classes edited; ``place`` has the new label of each old one, -1 for one that goes."""
+        """Return the edited classes; ``place`` has the new label of each old one, -1 for one that is removed."""
         tasks = []
         for task in self.tasks:
             labels = list(dict.fromkeys(place[label] for label in task.labels if place[label] >= 0))
@@ -58,7 +58,7 @@ class Known:
         return replace(self, names=names, tasks=tuple(tasks))
 
     def card(self, classifier: Any, method: Mapping[str, Any]) -> Card:
-        """Return the card of a version that a method makes."""
+        """Return the card of a version that ``method`` makes."""
         return Card(
             classes=list(self.names),
             tasks=list(self.tasks),
@@ -94,7 +94,7 @@ def columns_of(method: str, clip: Clip) -> slice:
 
 
 def layered(clip: Clip, sums: Sums) -> bool:
-    """Return whether sums have the layers beside the embedding; those of older versions do not.
+    """Return whether sums hold the layers as well as the embedding; those of older versions do not.
 
     Raises:
         ValueError: they are of another model's features.
@@ -109,11 +109,11 @@ def layered(clip: Clip, sums: Sums) -> bool:
 def features(
     clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True, step: Step = silent
 ) -> Float32[Tensor, "n m"]:
-    """Return the features that are summed, of images that can be read, in their order, on the CPU.
+    """Return the features to be summed, of the readable images in their order, on the CPU.
 
     Args:
-        layers: whether what ``LAYERED`` reads of the tower stands beside the unit-length embedding.
-        step: is told how many more images are done.
+        layers: whether to append what ``LAYERED`` reads of the tower to the unit-length embedding.
+        step: is called with the number of images just done.
     """
     rows = [_rows(clip, batch.images, layers).cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows) if rows else torch.zeros(0, sum(widths(clip)[: 1 + layers]))
@@ -137,7 +137,7 @@ def widths(clip: Clip) -> tuple[int, int]:
 def scores(
     model: Deployed, images: ImageSet, pixels: Pixels, step: Step = silent
 ) -> Float32[np.ndarray, "n c"]:
-    """Return scores of images that can be read, one column per label of the model; ``step`` as for ``features``."""
+    """Return scores of the readable images, one column per label of the model; ``step`` as for ``features``."""
     rows = [model.classifier(batch.images).float().cpu() for batch in _plain(images, pixels, step)]
     return torch.cat(rows).numpy() if rows else np.zeros((0, len(model.labels)), dtype=np.float32)
 

@@ -55,7 +55,7 @@ class Options:
     index: Asked | None = None
 
     def check(self) -> None:
-        """Raise UserError for a value that cannot be meant."""
+        """Raise UserError for an impossible value."""
         check_choice("--method", self.method, (AUTO, *NAMES))
         check_range("--exemplars", self.exemplars, 0, 100_000)
         check_range("--seed", self.seed, 0, 2**32 - 1)
@@ -67,7 +67,7 @@ class Outcome:
     """The next version and its verdict.
 
     Args:
-        passed: whether the old classes stay above the gate.
+        passed: whether the old classes lose no more than the gate allows.
     """
 
     state: State
@@ -107,7 +107,7 @@ def prepare(
 
 
 def spoken(state: State, new: Dataset) -> State:
-    """Return the state with the first learned data set's prompts, if it has its own and the model a text tower."""
+    """Return the state with the prompts of its first data set, if that has its own and the model has a text tower."""
     if state.model is not None or not state.known.templates or new.templates == (PHOTO,):
         return state
     return replace(state, known=replace(state.known, templates=new.templates))
@@ -150,7 +150,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
     after, index = guard.judge(after, pictures, tested)
     result = None if tested is None else compare(state, after, tested, progress.aside)
     gate = gate_of(result, options.max_drop, state)
-    if not gate["passed"]:  # there is no version to embed by
+    if not gate["passed"]:  # there is no version to embed with
         index |= {"rebuilt": None}
         index["words"] = words(index, state.spec)
     names, old = pictures.known.names, len(state.known.names)
@@ -185,7 +185,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
 def _trial(
     state: State, pictures: Pictures, decision: rule.Decision, seed: int, watch: Watch = unwatched
 ) -> Trial:
-    """Make what the candidates are made of: features of all images, and sums with and without the check images."""
+    """Compute what the candidates need: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
     layers = layered(clip, sums)
@@ -255,7 +255,7 @@ def _next(
 
 
 def _row(one: Candidate, checks: Checks, old: int, chosen: Candidate) -> dict[str, Any]:
-    """Return a candidate in the verdict: accuracies are means over classes."""
+    """Return a candidate's row of the verdict; accuracies are means over classes."""
     labels = checks.images.labels
     return {
         "name": one.name,

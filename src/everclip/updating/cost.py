@@ -31,8 +31,8 @@ class Cost:
 
     Args:
         seconds, training_seconds: total time, and the part spent training.
-        memory: bytes of main memory at the most.
-        disk: bytes of the version, exemplars aside.
+        memory: peak bytes of main memory.
+        disk: bytes of the version, without its exemplars.
     """
 
     seconds: float
@@ -55,7 +55,7 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         per_step = BATCH * image + min(classes, BATCH) * text
         training = 3 * decision.steps * per_step
         mixtures = (1 + len(SHARES)) * (len(pictures.checks) * image + classes * prompts * text)
-    # the layers are read of a picture and of its mirror image
+    # the layers are read for a picture and for its mirror image
     once = 2 * (len(pictures.new) + len(pictures.older)) + 5 * len(pictures.checks) + 4 * tested
     known = 4 * classes * prompts * text
     return Cost(
@@ -71,7 +71,7 @@ def _weights(clip: Clip) -> int:
 
 
 def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
-    """Return bytes: what the process has now, copies of the model, gradients and moments, activations, sums."""
+    """Return bytes: the process's peak so far, copies of the model, gradients and moments, activations, sums."""
     unit = 1 if sys.platform == "darwin" else 1024
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     sums = 6 * 8 * sum(widths(clip)) ** 2
@@ -86,7 +86,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
 
 @torch.inference_mode()
 def _activations(clip: Clip, work: Callable[[], Tensor]) -> int:
-    """Return bytes that the layers of a tower give, which training keeps."""
+    """Return the bytes that a tower's layers output, which training keeps."""
     total = 0
 
     def note(_module: nn.Module, _inputs: object, output: object) -> None:

@@ -1,8 +1,8 @@
 """Rename, merge and remove classes of a version without training: its classifier is solved anew from its sums.
 
 A merged class has the images of all its parts: sums add up, exemplars get its label. A removed one is forgotten
-(forgetting.py), but stays in the version before, so that ``everclip rollback`` brings it back. The encoder is as it
-was, so embeddings stay valid.
+(forgetting.py), but stays in the version before, so that ``everclip rollback`` brings it back. The encoder is
+unchanged, so embeddings stay valid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from everclip.updating.state import State
 from everclip.updating.verdict import listed
 
 SHOWN = 5
-"""Classes that the words of an edit name."""
+"""Number of classes that the description of an edit names."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Edit:
     Args:
         words: what is done, for the record.
         names: class names, index = label.
-        place: the new label of each old one; -1 for a class that goes.
+        place: the new label of each old one; -1 for a removed class.
     """
 
     words: str
@@ -100,7 +100,7 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
     """Return the next version of ``state``, with other classes.
 
     Args:
-        test: held-out images under the new names, or the old ones; None: the check images of the version are tested on.
+        test: held-out images under the new or the old names; None: test on the version's check images.
         max_drop: percentage points that accuracy on the classes that stay may lose.
 
     Raises:
@@ -146,12 +146,12 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
 
 
 def _unseen(state: State, after: State, wanted: Edit, test: Dataset) -> tuple[ImageSet, Pixels]:
-    """Return unlearned held-out images of the classes that stay, those under an old name as what that became. Raises
-    UserError if there is none."""
+    """Return unlearned held-out images of the classes that stay; those under an old name count for the class that it
+    became. Raises UserError if there is none."""
     became = {
         name: None if label < 0 else wanted.names[label]
         for name, label in zip(state.known.names, wanted.place, strict=True)
-        if name not in wanted.names  # one that is a class now, too, is meant as that
+        if name not in wanted.names  # a name that is a class now, too, means that class
     }
     stays = [label for label, name in enumerate(test.class_names) if became.get(name, name) is not None]
     test = replace(test, train=test.train.of_classes(stays), test=test.test.of_classes(stays))

@@ -1,10 +1,10 @@
 """Remove classes or single images from a version, and show that they are gone.
 
 What goes: the images' bytes; what they added to the sums; their ids; a class's name, its place in the class list and
-its row of the sums. What stays: trained weights, which no one can take an image out of. Features are computed again to
-be taken out of the sums, so this is exact up to their rounding. A class can be removed from G only with all of its
-images; if some are missing, G is re-estimated from what is left (``Sums.without_class``). Previous versions still
-have all of it, so the new folder keeps none of them.
+its row of the sums. What stays: trained weights, from which no image can be taken out. Features are computed again and
+subtracted from the sums, which is exact up to rounding. A class can be removed from G only with all of its images; if
+some are missing, G is re-estimated from what is left (``Sums.without_class``). Previous versions still have all of it,
+so the new folder keeps none of them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Forgotten:
 
 
 def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
-    """Return a version without classes and without single images, fitted again on the check images that are left.
+    """Return a version without some classes and single images, its temperature and thresholds fitted again on the
+    remaining check images.
 
     Args, Raises: as ``without``.
     """
@@ -53,16 +54,16 @@ def forget(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgot
 
 
 def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgotten:
-    """Return a version without classes and without single images, which has neither a temperature nor thresholds.
+    """Return a version without some classes and single images; it has neither a temperature nor thresholds.
 
     Args:
         classes: names.
-        files: images, or folders with images, that were learned: found by their content, whatever their names. Those of
-            a class that goes make its part of G exact.
+        files: learned images, or folders of them: recognised by content, whatever their names. Giving the images of a
+            removed class makes the removal of its part of G exact.
 
     Raises:
-        UserError: an unknown class, no class or no image of a class would be left, a file that was never learned, or a
-            version that is classified by more than this can take an image out of.
+        UserError: an unknown class; no class, or no image of a class, would be left; a file that was never learned; or
+            a version whose classifier does not follow from its sums.
     """
     model, classes = state.model, tuple(dict.fromkeys(classes))
     if model is None or not (classes or files):
@@ -107,8 +108,8 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
 
 
 def _without_names(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return a line of the history without names of classes that are there no more. Of an edit, whose words may have
-    names that led to a forgotten one, what was done is left."""
+    """Return a line of the history without the names of classes that are gone. Of an edit, whose words may name what
+    became a forgotten class, only the kind is kept."""
     edited = "" if line["chosen"] in NAMES else f"{line['chosen'].partition(' ')[0]} classes"
     return dict(line) | {
         "chosen": edited or line["chosen"],
@@ -144,12 +145,12 @@ def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
-    """Return the sums without the images given, and without those of some classes in the folder. Raises UserError where
-    the classifier is solved from images and none of a class that stays is left."""
+    """Return the sums without the given images, and without the folder's own images of the classes ``gone``. Raises
+    UserError where the classifier is solved from images and a class that stays would have none."""
     own = [part.of_classes(gone) for part in (state.exemplars, state.checks)]
     sums = state.sums
     parts, _ = gather([given, *own])
-    for part in parts:  # what is out already is not taken out again
+    for part in parts:  # what is out already is not subtracted again
         sums = sums.minus(*_columns(state, part), torch.from_numpy(part.ids))
     assert state.model is not None
     for label in np.unique(given.labels).tolist():
@@ -160,8 +161,8 @@ def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
 
 
 def _to_learn_from(sums: Sums, kept: ImageSet, checks: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Return exemplars and check images. Those of a class that has none but check images in the sums become exemplars:
-    they are to be scored by a classifier that has not learned them, and it would not know the class."""
+    """Return exemplars and check images. Where the sums hold only check images of a class, these become exemplars:
+    check images are scored by a classifier that has not learned them, and it would not know the class."""
     others = sums.labels[~torch.isin(sums.ids, torch.from_numpy(checks.ids))]
     alone = np.setdiff1d(checks.labels, others.numpy()).tolist()
     if not alone:

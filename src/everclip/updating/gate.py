@@ -21,7 +21,7 @@ from everclip.updating.verdict import listed
 log = logging.getLogger("everclip")
 
 NAMED = 5
-"""Classes that a warning names."""
+"""Number of classes that a warning names."""
 
 
 class Held(NamedTuple):
@@ -41,7 +41,7 @@ def unseen(
     learned = (pictures.new, pictures.older, pictures.checks, pictures.exemplars)
     fresh = ~np.isin(images.ids, np.concatenate([state.sums.ids.numpy(), *(part.ids for part in learned)]))
     before = of_run(state.place or Path(state.spec).expanduser())
-    if before is not None:  # of a run's training images some alone are learned again
+    if before is not None:  # only some of a run's training images are learned again
         fresh &= ~before.among(images)
     if not fresh.any():
         raise UserError(f"all images of --test {test.name} are also learned, or were: keep some apart")
@@ -52,7 +52,8 @@ def unseen(
 
 
 def check_measured(state: State, held: Held | None, max_drop: float) -> None:
-    """Refuse an update whose old classes could lose anything unseen, and warn where some could. Raises UserError."""
+    """Raise UserError where no old class has a held-out image, and warn where some have none: their loss is not
+    measured."""
     tested = set() if held is None else {*held.images.labels.tolist()}
     old = len(state.known.names)
     lacking = [name for label, name in enumerate(state.known.names) if label not in tested]
@@ -72,7 +73,7 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
 
 
 def compare(state: State, after: State, held: Held, watch: Watch = unwatched) -> dict[str, Any]:
-    """Return accuracy on held-out images, before among the old classes and after among all."""
+    """Return accuracy on held-out images: before the update among the old classes, after it among all."""
     assert after.model is not None
     images, pixels, duplicates = held
     old = len(state.known.names)
@@ -103,10 +104,10 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
 
 
 def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
-    """Decide whether the old classes keep enough, and say on what that was measured.
+    """Decide whether the old classes keep enough accuracy, and say on what that was measured.
 
     Returns:
-        also for the verdict: ``unmeasured``, the old classes that no held-out image is of.
+        the gate for the verdict; ``unmeasured`` lists the old classes without a held-out image.
     """
     drop, passed = None, True
     counts = {} if result is None else {row["class"]: row["n"] for row in result["per_class"]}

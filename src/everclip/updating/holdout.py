@@ -18,12 +18,13 @@ SPREAD = 4.0
 class Checks:
     """Images that nothing is trained on.
 
-    Classes count alike. In a class that was learned in T updates the images of the newest count 1 / T together, and the
-    few that are kept of the others the rest: else a new domain, of which a fifth is here, would outvote the old ones.
+    All classes count equally. In a class learned in T updates, the images of the newest update count 1 / T together,
+    and the few kept from earlier updates the rest: otherwise a new domain, a fifth of whose images are checks, would
+    outvote the old ones.
 
     Args:
-        images: labels are those of ``weight``'s classes.
-        fresh: which come with the newest update.
+        images: their labels are the columns of the scores.
+        fresh: which of them come with the newest update.
         weight: of each image; the sum is 1.
     """
 
@@ -33,7 +34,7 @@ class Checks:
 
     @classmethod
     def of(cls, images: ImageSet, new: ImageSet, known: Known) -> Checks:
-        """Collect those of an update; ``new`` are the ones among ``images`` that come with it."""
+        """Collect the check images of an update; ``new`` are those of ``images`` that come with it."""
         fresh = np.isin(images.ids, new.ids)
         weight = np.zeros(len(images))
         present = np.unique(images.labels).tolist()
@@ -51,7 +52,7 @@ class Checks:
     def accuracy(
         self, scores: Float32[np.ndarray, "n c"], rows: NDArray[np.bool_] | None = None
     ) -> float | None:
-        """Return the weighted fraction that is right, of all or of some rows; None where there is none."""
+        """Return the weighted fraction of right answers, over all or some rows; None where there are no such rows."""
         weight = self.weight if rows is None else self.weight * rows
         if not weight.sum():
             return None
@@ -60,10 +61,10 @@ class Checks:
     def better(
         self, one: Float32[np.ndarray, "n c"], other: Float32[np.ndarray, "n c"]
     ) -> tuple[float, float]:
-        """Return how much ``one`` is ahead of ``other`` in ``accuracy``, and a standard error of that over images.
+        """Return how much ``one`` is ahead of ``other`` in ``accuracy``, and the standard error of that over images.
 
-        As if ``SPREAD`` images more had been compared on which they disagree, half of them each way: of few images the
-        spread is underestimated, or 0. Weights make n images as good as n' = 1 / sum_i w_i^2 of equal weight.
+        It is computed as if they had also disagreed on ``SPREAD`` more images, half of them each way, since few images
+        underestimate the spread, or give 0. Weighted, n images are worth n' = 1 / sum_i w_i^2 of equal weight.
         """
         right = [(scores.argmax(1) == self.images.labels).astype(float) for scores in (one, other)]
         difference = right[0] - right[1]

@@ -44,13 +44,14 @@ def unwatched(name: str, total: int) -> Step:
 
 
 class Filled(Random):
-    """As ``Random``; as each update is a domain, one with a single picture must not displace many of another."""
+    """Like ``Random``, but a domain's unused share goes to others: each update is a domain, and one with a single
+    picture must not displace many of another."""
 
     fill = True
 
 
 def plain(name: str) -> str:
-    """Return a name as far as two ways of writing it agree: case, spaces, hyphens, underscores, composed letters."""
+    """Return a name without what its spellings may differ in: case, spaces, hyphens, underscores, composed letters."""
     return "".join(normalize("NFC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
@@ -118,8 +119,8 @@ class Pictures:
         return np.union1d(self.new.labels, self.fresh.labels).tolist()
 
     def kept(self, exemplars: int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """Return the exemplars and the check images to keep, of each class at most ``exemplars`` together, on stores of
-        their own: the images that are not kept can be freed."""
+        """Return the exemplars and the check images to keep, together at most ``exemplars`` per class, on stores of
+        their own, so that the other images can be freed."""
         apart = checks_of(exemplars)
         replay = Memory((exemplars - apart) * len(self.known.names), seed, self.exemplars, Filled())
         replay.update(self.new, len(self.known.names))
@@ -129,7 +130,7 @@ class Pictures:
 
 
 def checks_of(exemplars: int) -> int:
-    """Return the number of a class's exemplars that are never trained on: a quarter, at least one of two."""
+    """Return how many of a class's exemplars are never trained on: a quarter, but at least one of two or more."""
     return max(1, exemplars // 4) if exemplars > 1 else 0
 
 
@@ -177,7 +178,7 @@ def collect(
         log.warning("all images of %s are known already: nothing new is learned", found.name)
     new, fresh = new.apart(SHARE, "check", MOST_CHECKS)
     older = older.select(~np.isin(older.ids, np.concatenate([kept.ids, checks.ids])))
-    again = np.isin(older.ids, [*learned])  # towers may have been trained on these, so they check nothing
+    again = np.isin(older.ids, [*learned])  # towers may have been trained on these: not check images
     rest, past = older.select(~again).apart(SHARE, "check", checks_of(exemplars))
     older = older.select(again) + rest
     if len(older):
@@ -192,7 +193,7 @@ def collect(
 
 
 def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
-    """Decode all images once, kept or not, so that those that cannot be read are known."""
+    """Decode all images once, kept or not, to find those that cannot be read."""
     step = watch("reading images", sum(map(len, parts)))
     for part in parts:
         for rows in np.array_split(part.rows, -(-len(part) // DECODED) or 1):

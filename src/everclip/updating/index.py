@@ -49,7 +49,7 @@ TIMED = 64
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is asked for: one of ``MODES``, and the embeddings; ``adapt`` and ``rebuild`` have some."""
+    """What is asked for: one of ``MODES``, and the embeddings, which ``adapt`` and ``rebuild`` need."""
 
     mode: str
     vectors: Vectors | None
@@ -83,7 +83,7 @@ class Guard:
         state: what the update begins with.
 
     Raises:
-        UserError: ``keep`` or ``adapt`` are asked for, and the embeddings are not those of the state's encoder.
+        UserError: ``keep`` or ``adapt`` is asked for, and the embeddings are not those of the state's encoder.
     """
 
     def __init__(self, state: State, what: Asked | None) -> None:
@@ -102,7 +102,8 @@ class Guard:
             )
 
     def _old(self) -> tuple[Clip, Map | None] | None:
-        """Return what gives embeddings that can be compared with those of the index, now."""
+        """Return the encoder, and its map if it needs one, whose embeddings are comparable with the index before the
+        update."""
         state = self._state
         for clip in (state.encoder, state.frozen, state.tuned):
             if clip is not None and self.mark(clip) == self._wanted:
@@ -186,7 +187,7 @@ class Guard:
         return rows if mapped is None else mapped(rows)
 
     def _recalls(self, clip: Clip, mapped: Map | None, images: ImageSet, pixels: Pixels) -> dict[str, Any]:
-        """Return how many of the nearest that old queries find new ones find too, without the map and with it."""
+        """Return the fraction of what old queries find nearest that new queries find too, without and with the map."""
         if self._teacher is None or not len(images):
             return {}
         assert self._vectors is not None
@@ -203,13 +204,13 @@ class Guard:
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Return the fraction of the rows of ``truth``, each ``[q, k]``, that the same query has found."""
+    """Return the fraction of the rows in ``truth`` that the same query has in ``found``; both are ``[q, k]``."""
     shared = [len(set(one) & set(other)) for one, other in zip(found.tolist(), truth.tolist(), strict=True)]
     return float(np.mean(shared)) / truth.shape[1]
 
 
 def pace(clip: Clip, images: ImageSet) -> float:
-    """Return images that are decoded and embedded in a second, here and now."""
+    """Measure how many images are decoded and embedded per second, here and now."""
     some = images.select(np.arange(min(TIMED, len(images))))
     begin = time.perf_counter()
     embed.pictures(clip, some, decoded(some, clip))
@@ -217,7 +218,7 @@ def pace(clip: Clip, images: ImageSet) -> float:
 
 
 def words(told: dict[str, Any], spec: str) -> str:
-    """Return the verdict's line."""
+    """Return the verdict's line on the index."""
     if told["valid"]:
         how = " through the map" if told["map"] else ", as the encoder is unchanged"
         return f"index valid: existing embeddings can be searched as before{how}"
@@ -237,7 +238,7 @@ def words(told: dict[str, Any], spec: str) -> str:
 
 
 def beside(vectors: Vectors, version: int) -> Path:
-    """Return the folder that embeddings are made anew in."""
+    """Return the folder to rebuild embeddings in."""
     return vectors.path.with_name(f"{vectors.path.name}.v{version}")
 
 
@@ -271,7 +272,7 @@ def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
     """Return what to embed again for a version, if asked for.
 
     Raises:
-        UserError: it no longer exists, or the new folder's place is taken.
+        UserError: the content no longer exists, or the new folder's place is taken.
     """
     if what is None or what.mode != REBUILD or what.vectors is None:
         return None
@@ -279,7 +280,7 @@ def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
     kind, listed = what.vectors.table.kind, [what.vectors.listed(shard) for shard in what.vectors.shards]
     sources = [*dict.fromkeys(source for one in listed for source in one.sources)]
     if kind == folder.TEXT:
-        # The folder has the texts themselves: a stranger's may name a private file, whose lines would be copied out.
+        # From the folder itself: a stranger's may name a private file as source, whose lines would be copied.
         ids = (name.encode("utf-8", "replace").decode() for one in listed for name in one.ids)
         work = embed.Work(tuple(sources), [*dict.fromkeys(ids)], None)
     else:

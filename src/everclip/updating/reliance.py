@@ -39,17 +39,17 @@ CALIBRATED = 40
 DATA = "check images of the update"
 BLIND = "without the check images some class has no image to be known by"
 SOLVED: dict[str, tuple[str, ...]] = {"ridge": ("prior", "lam", "unseen"), "ncm": (), LAYERED: ()}
-"""The methods whose classifiers are solved from a version's sums, and those of their options that differ."""
+"""The methods whose classifiers are solved from a version's sums, and those of their options that may vary."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What a version says of its check images.
+    """A version's answers to its check images.
 
     Args:
         scores: by a classifier that has not learned them, one column per class.
         labels: of the images.
-        rows: for a closed form that has them in its sums, the features that it reads: these set thresholds then.
+        rows: for a closed form with these images in its sums, the features that it reads, which then set thresholds.
     """
 
     scores: Float32[np.ndarray, "n c"]
@@ -58,7 +58,7 @@ class Checked:
 
     @property
     def blind(self) -> bool:
-        """Whether the classifier that has not learned them has no score of some class."""
+        """Whether the classifier that has not learned them lacks scores of some class."""
         return not bool(np.isfinite(self.scores).all())
 
     def unknown(self, model: Deployed) -> HeldOut:
@@ -70,14 +70,13 @@ class Checked:
 
 
 def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[Deployed, dict[str, Any]]:
-    """Return the model with a temperature and with scores for thresholds, and what to say of them.
+    """Return the model with a temperature and with scores for thresholds, and a report on them.
 
-    A model that is the one before stays as it is, as far as that had both. With fewer than ``CALIBRATED`` check images,
-    or where it is always right on them, the temperature of the model before is kept, unless that classified in another
-    way.
+    An unchanged model keeps whichever of the two it had. With fewer than ``CALIBRATED`` check images, or where no
+    temperature is best on them, the previous model's temperature is kept, unless that was another kind of classifier.
 
     Returns:
-        also for the verdict: ``calibration`` and ``unknown``, each with ``words``.
+        the model; and for the verdict ``calibration`` and ``unknown``, each with ``words``.
     """
     calibration, told = _temperature(model, checked, before)
     held = model.unknown if model is before else None
@@ -133,7 +132,7 @@ def _kind(model: Deployed) -> str:
 
 
 def solved_anew(before: State, after: State) -> Deployed:
-    """Return the model of ``before`` over the classes and from the sums of ``after``.
+    """Return the model of ``before`` made anew for the classes, and from the sums, of ``after``.
 
     Raises:
         UserError: its classifier does not follow from the sums.
@@ -175,14 +174,14 @@ def unlearned(
 ) -> tuple[Float32[np.ndarray, "n c"], Float32[Tensor, "n d"] | None]:
     """Return scores of images by the version's classifier as if it had learned none of them.
 
-    One solved from sums is solved without them. After an update that chose ``nothing`` the sums have more images than
-    it has learned, and it is judged as if it had learned those too.
+    A classifier solved from sums is solved again without them. After an update that chose ``nothing`` the sums hold
+    more images than it has learned, and it is scored as if it had learned those too.
 
     Args:
-        every: features of ``images`` by the frozen model, if they are there already.
+        every: features of ``images`` by the frozen model, if already computed.
 
     Returns:
-        also, of a classifier solved without them, the features that it reads.
+        the scores; and the features that the classifier reads, if it was solved without the images.
     """
     model = state.model
     assert model is not None
@@ -198,7 +197,8 @@ def unlearned(
 
 
 def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
-    """Return a version whose classifier was solved anew, fitted again on the check images that are left; and words."""
+    """Return a version with a newly solved classifier, its temperature and thresholds refitted; and a report on
+    them."""
     model, checks = state.model, state.checks
     assert model is not None
     found, rows = unlearned(state, checks, decoded(checks, model.encoder))

@@ -15,7 +15,7 @@ SMALL_MEMORY = 1.0
 CLOSE = 0.9
 """Zero-shot accuracy on the new images above which there is little to learn."""
 LEAST_STEPS, EPOCHS, BATCH = 20, 2, 32
-"""Length of training: epochs of batches of this size, in steps, and never fewer than so many."""
+"""Length of training: the least number of steps, the number of epochs, and the batch size."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Facts:
     """The facts that the rule decides from.
 
     Args:
-        old, new, again: classes known before; of them not known; known, and with new images.
-        images: new images to learn from, ``per_class`` of the class in the middle.
-        exemplars: old images to train on, as a mean over old classes.
+        old, new, again: number of classes known before; not known before; known before and with new images.
+        images: number of new images to learn from; ``per_class`` is their median over the classes.
+        exemplars: mean number of old images to train on per old class.
         summed: fraction of the old classes that the sums know.
-        layers: whether the sums have the layers beside the embedding.
+        layers: whether the sums hold the layers as well as the embedding.
         zero_shot: accuracy of the frozen model's text tower on the new check images, among all classes; None where
             there are none.
-        towers: whether the model has towers, to train and to ask for names; else it takes features.
+        towers: whether the model has towers, to train and to embed names with; else it takes features.
     """
 
     old: int
@@ -51,9 +51,9 @@ class Decision:
 
     Args:
         prefer: the candidate to choose unless another one is clearly better on the check images.
-        train: whether a model is trained; ``method``, ``lr_share`` (of the model's own rate) and ``steps`` are how.
-        prior: what ridge regression is drawn to.
-        why: in sentences.
+        train: whether to train a model, with ``method``, for ``steps`` steps, at ``lr_share`` of its own rate.
+        prior: what ridge regression is drawn towards.
+        why: the reasons, in sentences.
     """
 
     prefer: str

@@ -73,7 +73,7 @@ def begin(
             classes.
     """
     folder = Path(spec).expanduser()
-    recover(folder)  # of a rollback that was interrupted
+    recover(folder)  # from an interrupted rollback
     if is_learned(spec):
         check_own(spec, {"--classes": classes, "--image-size": image_size})
     if is_version(folder):
@@ -87,7 +87,7 @@ def begin(
 
 
 def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) -> State:
-    """Return a model that has learned nothing."""
+    """Return the state of a model that has learned nothing."""
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
@@ -104,13 +104,13 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
 
 
 def _of_learned(spec: str, folder: Path, images: bool) -> State:
-    """Return a run, with its training images where they are needed, or a model folder."""
+    """Return the state of a run, with its training images if they are needed, or of a model folder."""
     older = None
     if (folder / "config.toml").is_file() and images:
         try:
             model = of_run(folder)
             model.check_classes()
-        except trust.Refused:  # whose remedy is another one
+        except trust.Refused:  # it has a remedy of its own
             raise
         except UserError as error:
             raise UserError(
@@ -127,7 +127,7 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     tasks = tuple(CardTask(name=one.name, labels=[place[label] for label in one.classes]) for one in found)
     clip = whole(model.encoder)
     base = _base(clip, config.model, config.defaults)
-    templates = model.templates if clip.image_size else ()  # of features the old classes alone have text
+    templates = model.templates if clip.image_size else ()  # with features, only old classes have texts
     found = _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
     trained = model.plan.method.capabilities.trains
     return replace(found, record={FROZEN_TRAINED: trained})
@@ -144,7 +144,7 @@ def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: I
 
 
 def _older(model: Deployed, tasks: Sequence[Task]) -> ImageSet:
-    """Return the training images of a run, some of each class, with labels as columns of the model."""
+    """Return the training images of a run, some of each class, labelled by the model's columns."""
     table = [-1] * len(model.classes)
     for column, label in enumerate(seen(tasks)):
         table[label] = column

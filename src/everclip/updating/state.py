@@ -3,15 +3,15 @@
 open_clip_*, everclip.json, method.pt    the model, as ``everclip export`` writes it
 images.zip, images.json                  exemplars and check images, the original files
 sums.safetensors                         sums over the frozen features of all images learned
-frozen.safetensors                       the weights behind those features, if the model has others
-tuned.safetensors                        trained weights that training continues from, if the model has others
+frozen.safetensors                       the weights behind those features, if they differ from the model's
+tuned.safetensors                        trained weights that training continues from, if they differ from the model's
 update.json                              version, parent, history, what was forgotten
 index.safetensors                        the map from new queries to old embeddings (index/maps.py), if any
 verdict.json, verdict.html               the outcome of the update
 before/                                  the complete previous version (hard links where possible)
 manifest.json                            bytes and SHA-256 of each of these files (checkpoint.py)
 
-The manifest is written last and only then the folder gets its name, so it exists completely or not at all.
+The manifest is written last, and only then does the folder get its name: it exists completely or not at all.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FORMAT = 1
 IMAGES = "images.zip"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 FROZEN_TRAINED = "frozen_trained"
-"""Of update.json: whether a run has trained the frozen model on images of the first classes."""
+"""A key of update.json: whether a run has trained the frozen model on images of the first classes."""
 
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
 _LINE = kinds.table(
@@ -68,7 +68,7 @@ _RECORD = kinds.table(
     },
 )
 _COLUMNS = (kinds.text, kinds.COUNT, kinds.COUNT, kinds.truth, kinds.whole(2**63 - 1), kinds.text)
-"""Of images.json."""
+"""Kinds of the columns of images.json."""
 
 
 def now() -> str:
@@ -84,16 +84,16 @@ class State:
         spec: what it was opened by.
         model: None where it knows no class yet.
         known: class names, index = label in everything below; tasks; prompts; base settings.
-        frozen: the model whose features the sums are of: no update changes it.
+        frozen: the model whose features are summed; no update changes it.
         tuned: the model that training continues from; None before the first training.
         exemplars: images of old classes that training sees again.
         checks: images of old classes that are never trained on: candidates are compared on them.
-        domains: names of the domains of both.
+        domains: names of the domains of exemplars and checks.
         older: images of old classes that are not in the sums yet (of a run, or given with --memory).
         record: the content of update.json, without ``format``.
-        map: of embeddings of ``encoder`` to those of an earlier one, whose index is still searched.
-        called: names of the classes of ``older`` as --memory has them.
-        place: where ``spec`` led when it was opened, whatever the current folder is later; None before it is written.
+        map: from embeddings of ``encoder`` to those of an earlier encoder, whose index is still searched.
+        called: class names of ``older`` as --memory spells them.
+        place: absolute path of ``spec`` when it was opened; None before it is written.
     """
 
     spec: str
@@ -117,11 +117,11 @@ class State:
         return int(self.record.get("version", 0))
 
     def next_record(self, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the record of the version after this one, but for its parent, which is known when it is written.
+        """Return the next version's record without its parent, which is known only when it is written.
 
         Args:
-            chosen: what makes it.
-            images, classes: how many are added, and of which classes.
+            chosen: the candidate or the edit that makes it.
+            images, classes: number of images added, and their classes.
         """
         made = {"version": self.version + 1, "made": now()}
         line = made | {"chosen": chosen, "images": images, "classes": list(classes)}
@@ -134,14 +134,14 @@ class State:
 
     @property
     def frozen_trained(self) -> bool:
-        """Whether the frozen model was trained, as a run's is; also where an earlier release did not note it, and the
-        first classes were not learned by an update."""
+        """Whether the frozen model was trained, as a run's is. Where an earlier release did not note it: whether the
+        first classes come from something other than an update or --classes."""
         first = self.known.tasks[0].name if self.known.tasks else "update 1"
         return bool(self.record.get(FROZEN_TRAINED, not first.startswith(("update ", "asked for"))))
 
     @property
     def memory(self) -> dict[str, int]:
-        """Numbers of the images that are kept, and their bytes, for the verdict."""
+        """Number and bytes of the images that are kept, for the verdict."""
         size = self.exemplars.nbytes() + self.checks.nbytes()
         return {"exemplars": len(self.exemplars), "checks": len(self.checks), "bytes": size}
 
@@ -187,7 +187,7 @@ def read(folder: Path) -> State:
 
 
 def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequence[str]) -> None:
-    """Check that what the files say fits together. Raises ValueError, and UserError for settings that are none."""
+    """Check that the files fit together. Raises ValueError, or UserError for invalid settings."""
     known.card("method", {"name": "zero_shot"}).config()
     classes = len(known.names)
     if len(sums.counts) != classes or any(part.labels.max(initial=-1) >= classes for part in images):
@@ -197,7 +197,7 @@ def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequen
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """Read update.json, once every file was compared with the manifest. Raises UserError."""
+    """Compare every file with the manifest, then read update.json. Raises UserError."""
     with checkpoint.checked(folder, "use another copy, or the version it was made from"):
         checkpoint.verify(folder)
         record = read_json(folder / RECORD)
@@ -211,9 +211,9 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
     """Commit a version.
 
     Args:
-        folder: is not there, or empty.
+        folder: a new or empty folder.
         files: more files by name, such as the verdict.
-        before: a folder whose files are kept as those of the version before.
+        before: the previous version's folder, whose files are kept.
 
     Raises:
         UserError: something has appeared at ``folder``, which is left alone.
@@ -255,10 +255,10 @@ def _same(one: Clip, other: Clip) -> bool:
 
 
 def _keep(before: Path, where: Path) -> None:
-    """Keep a version as a folder, without the version before that, and whatever else lies in it."""
+    """Keep a version's files in a folder, without the version before it or anything else that lies there."""
     own = {file.name for file in before.iterdir()}
     if (before / MANIFEST).is_file():
-        # what it does not vouch for may be a link to anything, but where it lies itself, as in a hub's cache
+        # unsigned files may be links to anything: keep those beside the manifest itself, as in a hub's cache
         home = (before / MANIFEST).resolve().parent
         beside = {name for name in UNSIGNED if (before / name).resolve().parent == home}
         own = checkpoint.names(before) | beside
@@ -278,7 +278,7 @@ def _keep(before: Path, where: Path) -> None:
 
 
 def _write_images(state: State, where: Path) -> None:
-    """Write the bytes of exemplars and check images, and what each of them is."""
+    """Write the bytes of exemplars and check images, and a list that describes each."""
     rows = []
     with zipfile.ZipFile(where / IMAGES, "w", zipfile.ZIP_STORED) as archive:
         for check, images in ((False, state.exemplars), (True, state.checks)):
@@ -299,7 +299,7 @@ def read_images(folder: Path, clip: Clip) -> tuple[ImageSet, ImageSet]:
     for row in rows:
         if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
             raise ValueError(f"a row of {LIST} is none")
-    # opened when an image is needed: the current folder may then be another
+    # absolute: it is opened when an image is needed, perhaps from another current folder
     width = None if clip.image_size else clip.blank().shape[1]
     store = Archive((folder / IMAGES).absolute(), [row[0] for row in rows], width)
     places = np.arange(len(rows), dtype=np.int64)

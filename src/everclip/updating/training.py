@@ -44,7 +44,7 @@ class Lesson:
 
 def config_of(known: Known, decision: Decision, seed: int, device: str) -> Config:
     """Return the config that an update trains with."""
-    own = recommended(str(known.base["model"]), before=True)  # the shares were chosen as parts of these
+    own = recommended(str(known.base["model"]), before=True)  # the shares were chosen relative to these
     rates = {key: own[key] * decision.lr_share for key in ("lr", "lr_text") if key in own}
     values = {
         "defaults": 1,

@@ -22,13 +22,13 @@ def change(points: float) -> str:
 
 
 def listed(names: Sequence[str], most: int = LISTED) -> str:
-    """Return the first names."""
+    """Return the first ``most`` names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def files(verdict: dict[str, Any]) -> dict[str, str]:
-    """Return the two files, by name."""
+    """Return the verdict's two files, by name."""
     return {JSON_FILE: json.dumps(verdict, ensure_ascii=False, indent=2) + "\n", PAGE_FILE: page(verdict)}
 
 
@@ -65,7 +65,7 @@ def reliance(verdict: dict[str, Any]) -> list[str]:
 
 
 def counted(images: dict[str, int]) -> str:
-    """Return the images of an update in words: as given, and as held for checks."""
+    """Say how many images an update was given, and how many it learns from or holds for checks."""
     left = images["given"] - images["learned"] - images["held"]
     more = f", {left} left out (known already, or not readable)" if left else ""
     return f"{images['given']} images given: {images['learned']} to learn from, {images['held']} held for checks{more}"

@@ -28,12 +28,12 @@ UNDONE = ".undone"
 
 
 def write_next(outcome: Outcome, before: State, folder: Path) -> State:
-    """Commit the next version, with the previous one inside, or with a warning where that has gone. Call it with
-    ``folder`` claimed. The verdict of ``outcome`` then counts the images that were written.
+    """Commit the next version, with the previous one inside, or with a warning if that has gone. Call it with
+    ``folder`` claimed. Afterwards the verdict of ``outcome`` counts the images that were written.
 
     Returns:
-        the next version as the one before of another: it lies in ``folder``, and so do the images that it keeps, but
-        for those in main memory.
+        the written version, from which another update can start: it lies in ``folder``, as do the images that it keeps,
+        except those in main memory.
 
     Raises:
         UserError: ``folder`` is not empty, or the previous version has changed since the update began.
@@ -74,7 +74,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
 
 
 def _left(after: State, gone: str, folder: Path) -> State:
-    """Return a version without the images that lay in the one before it, which has gone, and warn of that."""
+    """Return a version without the images that lay in its previous version, which has gone, and warn of it."""
     (exemplars, checks), _ = gather([after.exemplars, after.checks])
     lost = len(after.exemplars) + len(after.checks) - len(exemplars) - len(checks)
     log.warning(
@@ -96,7 +96,7 @@ def _loose(folder: Path) -> bool:
 
 
 def settle(outcome: Outcome, before: State, folder: Path) -> None:
-    """Write the next version, or where it did not pass the verdict alone, beside ``folder``.
+    """Write the next version; if it did not pass, only its verdict, beside ``folder``.
 
     Raises:
         UserError, OSError: as ``write_next``.
@@ -112,7 +112,7 @@ def settle(outcome: Outcome, before: State, folder: Path) -> None:
 
 
 def _refusal(file: Path) -> bool:
-    """Return whether a file holds a verdict that was not passed; not so one that --json is redirected to."""
+    """Return whether a file holds a verdict that did not pass; a file that --json is redirected to does not."""
     try:
         found = read_json(file)
     except Unreadable:
@@ -131,7 +131,7 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
         UserError: the folder is no version, is damaged, in use, or has none before it.
         OSError: the disk is full or fails; the folder is as it was then.
     """
-    folder = Path(version).expanduser().resolve()  # a link stays, and leads to what it led to
+    folder = Path(version).expanduser().resolve()  # a link stays, and leads where it led
     if Path(os.path.realpath(".")).is_relative_to(folder):
         raise UserError(f"{version} is or contains the current folder: run this in the folder above it")
     recover(folder)
