@@ -151,7 +151,7 @@ def identity(folder: Path) -> str:
 
 
 class Fitted(NamedTuple):
-    """What held-out images of a model's classes have set; None for what they have not."""
+    """What was fitted on held-out images of a model's classes; None for what was not."""
 
     calibration: Calibration | None = None
     unknown: HeldOut | None = None

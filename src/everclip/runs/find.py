@@ -126,7 +126,7 @@ def state(run: RunData) -> State:
 
 
 def failure(run: Path) -> str:
-    """Return the error on the last line of a sweep's log of a run, if any."""
+    """Return the error on the last line of a run's log in its sweep, if any."""
     return last_error(run.parent / "logs" / f"{run.name}.log")
 
 
@@ -134,8 +134,8 @@ def last_error(log: Path, start: int | None = None) -> str:
     """Return the last error in a command's log; empty without any.
 
     Args:
-        start: the bytes that earlier commands have written. None: unknown, so only the last line is read, as another
-            line may be of a later command.
+        start: the bytes that earlier commands have written. None: unknown, so only the last line counts, as an error
+            above it may be an earlier command's.
     """
     try:
         with open_regular(log) as file:

@@ -29,7 +29,7 @@ _CONFIG: dict[str, Kind] = {
     "memory.budget": lambda value: COUNT(value) or value in ("all", *_WORDS),
     "memory.per_class": lambda value: COUNT(value) or value in _WORDS,
 }
-"""What the config keys that comparisons compute with must be; other values are only shown and compared."""
+"""Kinds of the config values that comparisons compute with; other values are only shown and compared."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +62,7 @@ class Finished:
     def value(self, key: str) -> Any:
         """Return ``key`` of the config, else of results.json, else None; for a memory per class, its whole budget."""
         if key == "memory.per_class" and key not in self.config and self.config.get("memory.budget") == 0:
-            return 0  # a sweep writes nothing kept as a budget of 0
+            return 0  # a sweep writes keeping nothing as a budget of 0
         if key == "memory.budget" and isinstance(self.config.get("memory.per_class"), int):  # no "none"
             return self.results.get("memory_budget")
         return self.config[key] if key in self.config else self.results.get(_NAMES.get(key, key))

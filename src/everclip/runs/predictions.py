@@ -37,7 +37,7 @@ class Predictions:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, images: int) -> Predictions | None:
-    """Return the file's content, cached by its time of change: a page asks for it several times."""
+    """Return the file's content, cached by its modification time: a page asks for it several times."""
     try:
         found = answers(path, images)
     except UserError:

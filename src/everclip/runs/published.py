@@ -12,7 +12,7 @@ from everclip.errors import UserError, suggest
 
 FILE = Path(__file__).parents[1] / "assets" / "published.toml"
 FREE = ("data", "device", "out", "loader.", "cache.", "train.precision", "checkpoint.")
-"""Prefixes of keys that may differ from the published settings: they change where and how fast a run is."""
+"""Prefixes of keys that may differ from the published settings: they change where and how fast it runs."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class RunData(Finished):
     def same_images(self) -> bool:
         """Whether ``after_learning`` and ``last`` of each class are on the same test images: those of its task.
 
-        Else a task has fewer of them than the classes that were new in it have in all.
+        Otherwise a task has fewer test images than the classes that were new in it have in all.
         """
         ends = [0] * len(self.tasks)
         for row in self.results.get("per_class", []):
@@ -147,7 +147,7 @@ class RunData(Finished):
 
 def is_run(path: Path) -> bool:
     """Return whether a folder holds anything of a run."""
-    # os.path: no folder that may not be looked into ends the search of its parent
+    # os.path: a folder that may not be read must not end the search of its parent
     return any(os.path.isfile(path / name) for name in ("results.json", "metrics.jsonl", "config.toml"))
 
 

@@ -68,7 +68,7 @@ def resolve(config: Config) -> Config:
 
 
 def _advice(options: MethodConfig) -> dict[str, Any]:
-    """Return the values of ``[train]`` that a method recommends, or else the method that it wraps."""
+    """Return the ``[train]`` values that a method recommends, over those of a method that it wraps."""
     if options.wraps is None or (inner := getattr(options, options.wraps[0])) == "none":
         return options.recommends
     return one_length(method_class(inner).Config.recommends, options.recommends)
@@ -100,7 +100,7 @@ def _filled(section: Choice, options: Section) -> Choice:
 
 
 def _source(config: Config) -> Choice:
-    """Return all options of the data source; as given where it cannot be loaded, which loading the data reports."""
+    """Return all options of the data source; as given if it cannot be loaded, which loading the data reports."""
     try:
         cls, _ = data.source_class(config.data)
     except UserError:  # a model or run that is only read may name code that is missing or not trusted

@@ -154,7 +154,7 @@ class Run:
                 f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
             )
         config = configs.load_config([str((path / "config.toml").absolute())])
-        if "defaults" not in config.model_fields_set:  # written before there were others
+        if "defaults" not in config.model_fields_set:  # written before there were other generations
             config = config.model_copy(update={"defaults": 1})
         return resolve(config)
 

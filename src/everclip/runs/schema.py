@@ -127,7 +127,7 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
 
 
 def read(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
-    """Return the same, but raise UserError."""
+    """Return the same as ``load``, but raise UserError."""
     with readable(path, "restore it, or leave the run out", "cannot be read as results"):
         return load(path, needed)
 
@@ -140,7 +140,7 @@ def kept(results: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def beside_frozen(level: float, last: float) -> str:
-    """Return the accuracy of the frozen features beside a run's last, in words."""
+    """Compare the accuracy of the frozen features with a run's last one, in words."""
     return f"frozen features without training: {100 * level:.1f} (this run: {100 * last:.1f})"
 
 

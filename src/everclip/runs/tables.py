@@ -37,7 +37,7 @@ def load_runs(paths: Places, *, as_pandas: bool = False) -> list[dict[str, Any]]
 
     Args:
         paths: run directories, folders of run directories (a sweep's ``out``), or patterns such as ``"runs/*"``.
-            Others than finished runs are left out, and named on the log.
+            Anything but finished runs is left out, and named in the log.
         as_pandas: return a pandas DataFrame, one row per run; lists stay lists in their cells.
 
     Raises:

@@ -29,7 +29,7 @@ class Searched(NamedTuple):
     edges: list[str]
 
     def chose(self, key: str, value: Any) -> bool:
-        """Return whether a config's value of a key is the best of those tried, or one of several."""
+        """Return whether a config's value of a key is the best of those tried, or one of several best."""
         scores = self.tried[key]
         own, finite = meant(scores, value), [score for score in scores.values() if score is not None]
         return own is not None and bool(finite) and scores[own] == max(finite)
@@ -77,7 +77,7 @@ def _best(scores: dict[str, float | None]) -> str:
 
 
 def meant(words: Iterable[str], value: Any) -> str | None:
-    """Return the first of some words of the command line that means a value of a config, if any does."""
+    """Return the first command-line word that means a value of a config, if any does."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     for word in words:
         own = number_in(word)
@@ -90,10 +90,10 @@ def meant(words: Iterable[str], value: Any) -> str | None:
 
 
 def beyond(values: Sequence[str], winner: str) -> str | None:
-    """Return the next value beyond a grid whose winner lies at an edge, in the ratio of the last step.
+    """Return the next value beyond the edge of a grid if the winner lies there, continuing the ratio of the last step.
 
-    Words in the grid ("none", "gcv") have no place in its order, which is that of the numbers' sizes. None where the
-    winner is one, or lies inside, or where the two numbers at the edge are not above 0.
+    The grid is ordered by its numbers; words in it ("none", "gcv") do not count. None where the winner is a word, or
+    lies inside, or where the two numbers at the edge are not above 0.
     """
     numbers = sorted({number: text for text in values if (number := number_in(text)) is not None}.items())
     own = number_in(winner)

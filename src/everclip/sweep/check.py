@@ -40,7 +40,7 @@ def values(
     grid: Mapping[str, Sequence[str]],
     noted: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Resolve the config of some words with each value of each key in turn; ``noted`` is that of ``complaints``."""
+    """Resolve the config of ``words`` with each value of each key in turn, in the ``noted`` of ``complaints``."""
     for key, listed in grid.items():
         for value in listed:
             with noted():
@@ -49,7 +49,7 @@ def values(
 
 @contextmanager
 def once(said: set[str]) -> Iterator[None]:
-    """Let a warning through unless it is in ``said``, to which it is added: many cells give the same ones."""
+    """Let each warning through once, noting it in ``said``: many cells give the same ones."""
 
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -71,7 +71,7 @@ def plans(configs: Sequence[Config]) -> dict[str, Plan]:
         UserError: with every complaint.
     """
     found: dict[str, Plan] = {}
-    groups: dict[str, dict[str, Config]] = {}  # those of the same data, which are read once
+    groups: dict[str, dict[str, Config]] = {}  # configs with the same data, which are read once
     for config in configs:
         groups.setdefault(source(config), {}).setdefault(planned(config), config)
     with complaints() as noted:
@@ -99,18 +99,18 @@ def forks(configs: Sequence[Config]) -> None:
 
 
 def source(config: Config) -> str:
-    """Return the part of a config that decides its data, and in what way they become tasks, as a key."""
+    """Return as a key the part of a config that decides its data, and how they become tasks."""
     names = ("data", "source", "model", "classnames", "templates", "scenario", "smoke")
     return repr([getattr(config, name) for name in names])
 
 
 def setting(config: Config) -> str:
-    """Return the part of a config that decides its data and tasks, as a key."""
+    """Return as a key the part of a config that decides its data and tasks."""
     return repr([source(config), config.seed if config.scenario.order == "seed" else None])
 
 
 def planned(config: Config) -> str:
-    """Return the part of a config that decides its plan and whether there is one, as a key.
+    """Return as a key the part of a config that decides its plan, and whether it has one.
 
     A scenario of the user's own that refuses something else is left to the run itself.
     """
@@ -120,7 +120,7 @@ def planned(config: Config) -> str:
 
 
 def models(configs: Sequence[Config], plans: dict[str, Plan]) -> None:
-    """Load each model once, and let each method that adds to it do so once; a fork from its checkpoint.
+    """Load each model once, let each method that adds to it do so once, and check each fork's checkpoint.
 
     Raises:
         UserError: with every complaint: an unknown model or device, a method that the model does not suit, or a

@@ -36,7 +36,7 @@ SCHEMA = 1
 _RECORD = table({"schema": lambda value: value == SCHEMA}, {"failed": mapped(text, 10**6)})
 """What is read of sweep.json."""
 LONGEST = 239
-"""Characters of a name, all of one byte, with which ``tune-NAME_123456.log`` has the 255 that a file system allows."""
+"""Longest name, in one-byte characters, with which ``tune-NAME_123456.log`` stays within a file system's 255."""
 State = Literal["finished", "unfinished", "failed", "waiting"]
 
 
@@ -81,7 +81,7 @@ class Folder:
         self._found, self._names = {}, {}
         inside = list(self.path.iterdir()) if self.path.is_dir() else []
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
-            if os.path.isfile(folder / "config.toml"):  # also false where the folder may not be looked into
+            if os.path.isfile(folder / "config.toml"):  # False, too, for a folder that may not be read
                 self._take(folder)
         self.name(jobs)
 
@@ -100,7 +100,7 @@ class Folder:
             taken.add(name)
 
     def _take(self, folder: Path) -> None:
-        """Note a run directory; of several with the same content a finished one."""
+        """Note a run directory; of several with the same content, prefer a finished one."""
         try:
             with trust.reading():
                 key = content_key(Run.read_config(folder))
@@ -157,7 +157,7 @@ class Folder:
 
 
 def named(name: str, key: str) -> str:
-    """Return a name with the beginning of a key; a long one is cut, as ``tune-NAME.log`` is a file's name, too."""
+    """Return a name followed by the start of a key, cut so that ``tune-NAME.log`` can be a file's name, too."""
     return f"{name[:LONGEST]}_{key[:6]}"
 
 
@@ -165,8 +165,8 @@ def hold(lock: FileLock, path: Path, what: str, names: Sequence[str]) -> None:
     """Make the folder ``path`` and take its lock.
 
     Args:
-        what: works in such a folder, for the message.
-        names: that the folder will have, which must not lead out of it.
+        what: what works in such a folder, for the message.
+        names: of the files and folders that it will have, which must not lead out of it.
 
     Raises:
         UserError: another process works in it, or it cannot be used.

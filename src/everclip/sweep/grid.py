@@ -37,7 +37,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9_.+=-]+")
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One combination of the values, as written, with its resolved config and the words of the command that give it."""
+    """One combination of the values, as written, with its resolved config and the command's words for it."""
 
     values: Mapping[str, str]
     words: tuple[str, ...]
@@ -108,7 +108,7 @@ class Grid:
 
 
 def content(config: Config) -> Config:
-    """Return the essence of a resolved config, with the memory of a method that keeps none as if it were not asked for.
+    """Return the essence of a resolved config; a method that keeps no exemplars has a memory as if none was asked for.
 
     Raises:
         UserError: the method refuses its options.
@@ -196,7 +196,7 @@ def _all_valid(refused: Sequence[str]) -> None:
 def owned(
     given: Mapping[str, list[str]], methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
-    """Return the values of ``method.NAME.OPTION`` per method, as ``method.OPTION``, and the values of all methods.
+    """Return values of ``method.NAME.OPTION`` per method, as ``method.OPTION``, and the values that all methods share.
 
     Raises:
         UserError: NAME is a method that is not in the grid.
@@ -216,7 +216,7 @@ def owned(
 
 
 def give(given: dict[str, list[str]], key: str, values: list[str]) -> None:
-    """Add the values of a key to those given. Raises UserError where it has some."""
+    """Add the values of a key to those given. Raises UserError where the key has some already."""
     if key in given:
         raise UserError(f"{shown(key)} is given twice: use it once, with all its values after commas")
     given[key] = values

@@ -39,11 +39,11 @@ class Work:
 
 
 def _appended(log: Path) -> BinaryIO:
-    """Open a log to write at its end. Raises UserError for what leads elsewhere, such as a link."""
+    """Open a log to append to. Raises UserError where it leads elsewhere, such as a link."""
     try:
         if wrong := diverted(log.parent, [log.name]):
             raise UserError(f"{log.parent} cannot be used, as {wrong}: remove it, or give another out")
-        return open_own(log, "ab")  # nor a link that has come meanwhile
+        return open_own(log, "ab")  # refuses a link that has appeared meanwhile
     except OSError as error:
         raise UserError(
             f"{log} cannot be written ({error.strerror}): remove it, or give another out"
@@ -58,7 +58,7 @@ class Child:
         self.slot = slot
         self.started = time.monotonic()
         with _appended(work.log) as output:
-            self._from = output.tell()  # what stands before is of earlier attempts
+            self._from = output.tell()  # what is before it comes from earlier attempts
             # Its own session: Ctrl-C goes to the sweep alone, which then asks its children to stop.
             # -P: otherwise modules of the current folder would come before the installed ones.
             self.process = subprocess.Popen(

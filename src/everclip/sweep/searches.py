@@ -3,9 +3,9 @@
 Cells that differ only in the seed share a search, at the first seed. A search is ``everclip tune``, which never
 reads the test set; its cells then train with its values and its ``tuned_on``.
 
-A search is known by its content, as runs are: what ``tuned.toml`` says that it tried and chose is what this search
-would try and choose. One that was begun under other rules, or whose file is damaged, is searched again in its folder,
-where the trials that it can use are not trained again.
+A search is identified by its content, as runs are: ``tuned.toml`` must record what this search would try and choose. A
+search that was begun under other rules, or whose file is damaged, is repeated in its folder, where the trials that it
+can use are not trained again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Search:
         )
 
     def fits(self, file: Path, config: Config, share: str) -> bool:
-        """Return whether a config differs from the cell's in values of the search's keys alone, and has this share."""
+        """Return whether a config differs from the cell's only in values of the search's keys, and has this share."""
         try:
             words = [*scored_on(self.cells[0].words, share), *_words(file, self.grid)]
             wanted = resolve(load_config(words))
@@ -144,7 +144,7 @@ def searches(
     groups: dict[str, list[Cell]] = {}
     for cell in grid.cells:
         axes = {k: v for k, v in cell.values.items() if k != "seed" and not k.startswith("memory.")}
-        memory = content(cell.config).memory  # of a method that keeps none, one for all sizes
+        memory = content(cell.config).memory  # the same for all sizes if the method keeps none
         groups.setdefault(repr([axes, cell.config.method.name, memory]), []).append(cell)
     found: list[Search] = []
     there = _Kept(folder / "tune")
@@ -187,10 +187,10 @@ def _search(
 
 
 class _Kept:
-    """The searches that are there, finished or not, each known by its content: its name may be of another time.
+    """The existing searches, finished or not, each identified by its content, as its name may be outdated.
 
     Args:
-        folder: of all searches.
+        folder: the one that holds all searches.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -202,9 +202,10 @@ class _Kept:
             self._begun += [found for file in begun[:1] if (found := _read(file))]
 
     def place(self, search: Search) -> None:
-        """Give a search the folder where it has chosen, or else has begun, if there is one.
+        """Give a search the folder where it has finished, or else has begun, if there is one.
 
-        That it has begun is known by the first trial; of several such folders that with the most trials is taken.
+        Its first trial identifies a search that has begun; of several such folders the one with the most trials is
+        taken.
         """
         method = search.cells[0].config.method.name
         chosen = next((file for file, config in self._chosen if search.made(file, config)), None)
@@ -223,8 +224,8 @@ class _Kept:
 
 
 def _read(file: Path) -> tuple[Path, Config] | None:
-    """Return a config file and what it says, resolved; None where it is missing, damaged or names code that the user
-    has not allowed."""
+    """Return a config file and its resolved config; None where it is missing, damaged or names code that the user has
+    not allowed."""
     try:
         with trust.reading():
             return file, resolve(load_config([str(file.absolute())]))

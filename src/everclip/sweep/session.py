@@ -73,7 +73,7 @@ class Session:
             extra: words of every cell, such as ``smoke=true``.
             look: read the data now, to find what does not fit them.
             trials: most runs per search.
-            again: take what failed for waiting.
+            again: treat what failed as waiting.
 
         Raises:
             UserError: a cell of the grid is invalid, or ``out`` is no folder of runs.
@@ -154,7 +154,7 @@ class Session:
         """Run what is missing, with the folder locked: searches first, and the runs of each once it has chosen.
 
         Args:
-            drop: remove the checkpoints of each finished run, and of trials that an earlier version left them.
+            drop: remove the checkpoints of each finished run, and those that an earlier version left in trials.
 
         Raises:
             UserError: a method refuses the model, or the folder is in use.
@@ -244,7 +244,7 @@ class Session:
         seconds: dict[str, list[float]] = {}
         for job in self.having("finished"):
             place = self.folder.place(job)
-            tidy(place)  # it may have been killed when it had its results
+            tidy(place)  # it may have been killed after writing its results
             self.dropped += drop_checkpoints(place) if drop else 0
             taken = schema.read(place / "results.json").get("seconds")
             if taken is not None:

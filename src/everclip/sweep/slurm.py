@@ -16,7 +16,7 @@ from everclip.errors import RunError, UserError, check_range
 from everclip.sweep.pool import EVERY, GRACE, STOPPED
 
 TIMEOUTS = "slurm_max_num_timeout"
-"""The setting of submitit's that its executor takes when it is made, and no later."""
+"""The setting that submitit's executor takes only when it is made."""
 
 
 class Command:
@@ -30,7 +30,7 @@ class Command:
         """Run the command and return its exit code. Raises RunError where it fails, so that the job fails too."""
         self._child = subprocess.Popen([sys.executable, "-P", "-m", "everclip", *self.words])
         try:
-            # wait() would hold a lock that checkpoint needs, which a signal calls in this very thread
+            # wait() would hold a lock that checkpoint() needs, and a signal calls that in this very thread
             while (code := self._child.poll()) is None:
                 time.sleep(EVERY)
         finally:

@@ -2,8 +2,8 @@
 
 A trial is one trained run. The search starts from the config's own values. Key by key, it chooses the best value
 with the others at their current values. Where the best value lies at an edge of its grid, the grid grows beyond it as
-long as the result improves: those of rates and epochs (to four times the config's own) at once, those of the method's
-own constants after each key has been tried. It repeats while anything changes and trials are left.
+long as the result improves: grids of rates and epochs (up to four times the config's own) at once, grids of the
+method's own constants once every key has been tried. The search repeats while anything changes and trials are left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from everclip.training.estimate import inner
 MOST = 24
 """Default number of trials per method and memory size."""
 RATES = ("train.lr", "train.lr_text", "train.lr_head")
-"""The rates that there are."""
+"""All rates."""
 FACTORS = (0.3, 1.0, 3.0)
 """The initial grid of a rate: the config's own times these factors."""
 WIDE = (0.1, 0.3, 1.0, 3.0)
@@ -110,7 +110,7 @@ def rates(config: Config, wide: bool = False) -> Grid:
     """Return a grid around each rate of what trains.
 
     Args:
-        wide: for a search whose grids do not grow; the text tower's has 0, too, where the other one trains.
+        wide: for a search whose grids do not grow; the text tower's then has 0, too, if the image tower trains.
     """
     grid: Grid = {}
     for key in rate_keys(config):
@@ -136,7 +136,7 @@ def _size(text: str) -> float:
 
 
 def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
-    """Return the config's own value of each key as its grid has it; the first value where the grid lacks it."""
+    """Return the config's own value of each key as its grid writes it; the grid's first value where it lacks that."""
     found: Values = {}
     for key, values in grid.items():
         section, _, name = key.rpartition(".")
@@ -152,9 +152,9 @@ def start(config: Config, grid: Mapping[str, list[str]]) -> Values:
 
 
 def outcome(tried: Mapping[str, Mapping[str, object]], grid: Grid, own: Values, ran_out: bool) -> bool:
-    """Return whether a search from these grids and start tries these values.
+    """Return whether a search from these grids and this start could have tried these values.
 
-    They are those of the grids, in order, up to where the trials ran out, and what the grids grow by.
+    They must be the grids' values, in order, up to where the trials ran out, and values that the grids can grow by.
 
     Args:
         own: where the search starts; empty for one whose grids do not grow.
@@ -180,7 +180,7 @@ def outcome(tried: Mapping[str, Mapping[str, object]], grid: Grid, own: Values, 
 
 
 def _value(text: str) -> str | float:
-    """Return the number that a text is, else the text: ``1e-5`` and ``0.00001`` are the same value."""
+    """Return a text's number if it is one, else the text: ``1e-5`` and ``0.00001`` are the same value."""
     number = number_in(text)
     return text if number is None else number
 
@@ -192,7 +192,7 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         grid: key -> values in order; the keys are searched in their order.
         own: where the search starts. Keys that it lacks have the config's own value until their turn, and then the
             best of their grid, whether that is better or not.
-        score: trains; the same values are asked for once.
+        score: trains with some values; it is called once for the same ones.
         valid: whether a grid may grow by a value.
     """
     grid = {key: list(values) for key, values in grid.items()}

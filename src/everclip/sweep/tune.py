@@ -25,12 +25,12 @@ from everclip.training.disk import on_disk
 SHARE = 0.2
 """Default fraction of held-out training images."""
 LONGER = 4
-"""A grid of epochs or steps grows to so many times the config's own: what takes longer is no fair comparison."""
+"""A grid of epochs or steps grows up to this multiple of the config's own: longer training is no fair comparison."""
 
 SEARCHED = ("train.", "method.", "center")
 """Prefixes of keys that can be searched: they decide how a run learns."""
 CONTINUES = "make room; the same command continues"
-"""What helps where the disk is full."""
+"""The remedy for a full disk."""
 
 Trainer = Callable[[Run], dict[str, Any]]
 
@@ -49,7 +49,7 @@ class Choice:
 def split(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Return the config tokens, and the values of each key with several: ``train.lr=1e-5,1e-4``.
 
-    Only keys of ``SEARCHED`` are, written as in a grid: a comma in ``data`` or ``out`` belongs to a path.
+    Only keys of ``SEARCHED`` can have several, written as in a grid: a comma in ``data`` or ``out`` belongs to a path.
 
     Raises:
         UserError: a value is empty, or a key is given two lists.
@@ -71,8 +71,8 @@ def tune(
 ) -> Choice:
     """Choose settings on the first tasks, and write ``out/tuned.toml``, the config to train with.
 
-    Every run is a directory in ``out``, known by its content, so a stopped search continues, as does one of the same
-    runs within more trials; a finished one is only read.
+    Every run is a directory in ``out``, identified by its content: a stopped search continues, as does one that is
+    given more trials, and finished runs are only read.
 
     Args:
         tokens: of a config; keys with several values are searched. Without any: the rates of what trains, or with
@@ -87,7 +87,7 @@ def tune(
     """
     fixed, grid = split(tokens)
     start = resolve(load_config(fixed))
-    with check.complaints() as noted:  # now, not when the trials before it have been trained
+    with check.complaints() as noted:  # now, not after the trials before it have been trained
         check.values(fixed, grid, noted)
     share = start.scenario.validation or SHARE
     fixed = [token for token in fixed if not token.startswith("scenario.validation=")]
@@ -150,7 +150,7 @@ class _Trials:
 
     def __post_init__(self) -> None:
         for file in sorted(self.out.glob("*/config.toml")):
-            with suppress(UserError), trust.reading():  # of what cannot be read, nothing is known
+            with suppress(UserError), trust.reading():  # what cannot be read is left out
                 self.begun[config_hash(Run.read_config(file.parent))] = file.parent
 
     def score(self, values: Mapping[str, str]) -> float | None:
@@ -166,7 +166,7 @@ class _Trials:
         return score
 
     def valid(self, start: Config, key: str, value: str) -> bool:
-        """Return whether a grid may grow by a value: one that the config takes, and no far longer training."""
+        """Return whether a grid may grow by a value: the config takes it, and training stays within ``LONGER``."""
         own = {"train.epochs": start.train.epochs, "train.steps": start.train.steps}.get(key)
         if key.startswith("method.") and key.endswith("epochs"):
             own = start.method.options.get(key.removeprefix("method."))

@@ -71,7 +71,7 @@ class View(Watcher):
     """Show a sweep on stderr. A context manager.
 
     Args:
-        total: returns the number of works known so far, with those already done.
+        total: returns the number of works known so far, including those already done.
         done: works already done.
         seconds: times of finished runs by kind, to estimate those of others.
         kind: returns the kind of a work: ``SEARCH``, or the run's method.
@@ -163,7 +163,7 @@ class View(Watcher):
     def seconds_left(self, running: Sequence[Child], waiting: Sequence[Work]) -> float | None:
         """Estimate the seconds left from times of works of the same kind, else of all runs; None until one has ended.
 
-        Runs count once one has ended, whatever searches have.
+        Until a run has ended, runs count as 0, even if searches have ended.
         """
         if not self._seconds:
             return None

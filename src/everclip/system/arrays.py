@@ -20,21 +20,22 @@ MOST_ROWS = 4_000_000
 MOST_COLUMNS = 100
 _MOST_MEMBERS = 100
 _SWELLS = 100
-"""How many times as large as the file an array may be, beyond a MiB. Measured numbers hardly pack; the predictions of a
-run that always gives the same five answers are 25 times as large, as the ids of its images differ."""
+"""How many times larger than the file an array may be, beyond a MiB. Measured numbers hardly compress; even the
+predictions of a run that always gives the same five answers are only 25 times larger, as the ids of its images
+differ."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How numpy packs; others swell far more."""
+"""The ways in which numpy compresses; others can expand far more."""
 _MOST_TEXT = 1000
-"""Characters of a text."""
+"""Largest number of characters of a text."""
 
 
 class Shape(NamedTuple):
     """The form that an array must have.
 
     Args:
-        kinds: of numbers ("iu", "f"), or "U" of texts, as numpy names them.
+        kinds: numpy's letters for its numbers ("iu", "f"), or "U" for texts.
         most: its largest shape.
-        widest: bytes of a number.
+        widest: most bytes of a number.
     """
 
     kinds: str
@@ -48,8 +49,8 @@ def read_columns(
     """Return arrays of equally many rows from a file that ``np.savez`` wrote.
 
     Args:
-        needed, more: as of ``read_arrays``.
-        most: rows that there may be.
+        needed, more: as for ``read_arrays``.
+        most: largest number of rows.
 
     Raises:
         Unreadable: it is no such file, or has something else in it.
@@ -73,7 +74,7 @@ def read_arrays(
     """Return arrays from a file of bounded size that ``np.savez`` wrote.
 
     Args:
-        needed, more: name -> what those to read may be; those of ``more`` may be missing.
+        needed, more: name -> form of each array to read; those of ``more`` may be missing.
 
     Raises:
         Unreadable: it is no such file, or has something else in it.

@@ -1,6 +1,6 @@
 """Write files and folders atomically: a reader, or a crash, finds the old or the new content, never a mixture.
 
-Unfinished work stands beside its target under hidden names that no user gives:
+Unfinished work lies beside its target under hidden names that no user would choose:
 
     .NAME.everclip-0123abcd     a file or folder that is being written
     .NAME.everclip-swap-INODE   a finished folder that takes the place of the one with this inode
@@ -39,7 +39,7 @@ _PART, _SWAP = "[0-9a-f]{8}", r"swap-\d+\D.*"
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,16 +48,16 @@ def sync(path: Path) -> None:
 
 
 def put(part: Path, path: Path) -> None:
-    """Move a finished file to its place in the same folder, on the disk as well; what was there is replaced."""
+    """Move a finished file to its place in the same folder, flushed to the disk; what was there is replaced."""
     sync(part)
     os.replace(part, path)
     sync(path.parent)
 
 
 def write_atomic(path: Path, content: str | bytes, new: bool = False) -> None:
-    """Write a file whole; what was there is replaced, or if ``new`` left, with FileExistsError.
+    """Write a file whole. What was there is replaced; if ``new``, it is left, and FileExistsError raised.
 
-    Raises OSError, and the file is as it was then.
+    Raises OSError; the file then stays as it was.
     """
     _remove_dead_parts(path)
     part, descriptor = _new_part(path)
@@ -68,12 +68,12 @@ def write_atomic(path: Path, content: str | bytes, new: bool = False) -> None:
             os.fsync(descriptor)
             (_give if new else os.replace)(part, path)
     finally:
-        part.unlink(missing_ok=True)  # there no longer where it was moved
+        part.unlink(missing_ok=True)  # it is gone if it was moved
     sync(path.parent)
 
 
 def _give(part: Path, path: Path) -> None:
-    """Give a file a name that is free. Raises FileExistsError where it is taken."""
+    """Rename a file to a name that must be free. Raises FileExistsError where it is taken."""
     try:
         os.link(part, path)
     except OSError as error:
@@ -85,7 +85,7 @@ def _give(part: Path, path: Path) -> None:
 
 
 def _new_part(path: Path) -> tuple[Path, int]:
-    """Return a new file beside ``path``, locked as long as its descriptor is open: so others know that it is in use."""
+    """Return a new file beside ``path``, locked as long as its descriptor is open, so that others know it is in use."""
     while True:
         part = _beside(path, secrets.token_hex(4))
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -93,7 +93,7 @@ def _new_part(path: Path) -> tuple[Path, int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return part, descriptor
-        os.close(descriptor)  # another process took it for a dead one before it was locked
+        os.close(descriptor)  # another process took it for a dead one's before it was locked
 
 
 def _remove_dead_parts(path: Path) -> None:
@@ -135,7 +135,7 @@ def claimed(path: Path) -> Iterator[None]:
             remove_unfinished(path)
             yield
         finally:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices
+            lock.unlink(missing_ok=True)  # while it is held: whoever waits for it notices
             held.release()
 
 
@@ -151,7 +151,7 @@ def note_holder(file: Path) -> None:
 
 
 def holder(file: Path) -> str:
-    """Return in brackets who has written ``note_holder``, to append to a message; empty where that is not known."""
+    """Return in brackets the process that called ``note_holder``, to append to a message; empty if unknown."""
     try:
         text = " ".join(read_text(file, 1000).split())
     except Unreadable:
@@ -229,7 +229,7 @@ def swap(made: Path, folder: Path, end: str) -> Path:
     Call it with ``folder`` claimed. After a crash ``folder`` is one of the two, or the next ``recover`` makes it so.
 
     Returns:
-        where the other one is from now on.
+        where the other one is kept.
 
     Raises:
         OSError: the disk fails.
@@ -248,10 +248,10 @@ def swap(made: Path, folder: Path, end: str) -> Path:
 
 
 def recover(folder: Path) -> None:
-    """Finish, or undo, a swap that was interrupted, and remove what else a killed process has left of a folder, or of
-    that which a link leads to.
+    """Finish or undo an interrupted swap of a folder, and remove whatever else a killed process has left of it; a link
+    is followed.
 
-    Nothing happens where it has left nothing, where one is at work, or where it cannot be done.
+    Does nothing if nothing was left, if a process is at work there, or if it cannot be done.
     """
     if os.path.islink(folder):
         folder = Path(os.path.realpath(folder))

@@ -41,11 +41,10 @@ def folder() -> Path:
 
 
 def built(name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder of the cache, as ``make`` wrote it: made on first use, and again where it is not what was
-    written.
+    """Return a folder of the cache, as ``make`` wrote it: made on first use, and again if its files have changed.
 
-    Every file is compared with the manifest at the first use in a process. Processes take turns, and whoever's turn it
-    is removes what a killed one has left.
+    Every file is compared with the manifest at the first use in a process. Processes take turns, each removing what a
+    killed one has left.
 
     Args:
         make: writes the files into the empty folder that it is called with.
@@ -70,7 +69,7 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def problem(name: str) -> str | None:
-    """Say what is wrong with a folder of the cache: empty where it is what was written; None where it is not there.
+    """Say what is wrong with a folder of the cache: empty where it is intact; None where it is missing.
 
     Raises:
         UserError: it may not be read.
@@ -83,7 +82,7 @@ def problem(name: str) -> str | None:
 def _problem(target: Path) -> str:
     try:
         verify(target)
-    except (Damaged, UserError) as error:  # another version's format is made again too
+    except (Damaged, UserError) as error:  # a folder in another version's format is made again too
         return str(error)
     return ""
 

@@ -1,14 +1,14 @@
-"""Write and verify checkpoints: a folder is one when its manifest says so, with the hash of every file.
+"""Write and verify checkpoints: folders with a manifest that has the hash of every file.
 
     manifest.json   {"checkpoint": {"everclip", "files": {name: {"bytes", "sha256"}}, "format", "on"}, "sha256"}
 
-The last number is the hash of the rest, and the file must be, byte for byte, what its content is written as: so no
-byte of a checkpoint can change unnoticed. ``on`` names the checkpoints that it stands on, and is of no use without.
-Files are written into a temporary folder (atomic.py), hashed and brought to the disk (fsync); then the manifest is;
-then the folder gets its name (rename), and its parent is brought to the disk. Whenever the power fails, the folder is
-there as a whole or not at all.
+The last number is the hash of the rest, and the file must be, byte for byte, what its content is written as, so no byte
+of a checkpoint can change unnoticed. ``on`` names the checkpoints that it builds on and cannot be used without. Files
+are written into a temporary folder (atomic.py), hashed and flushed to the disk (fsync), then the manifest; then the
+folder gets its name (rename), and its parent is flushed. Whenever the power fails, the folder exists as a whole or not
+at all.
 
-Names tell where a run stands, and their order is that of the run:
+Names tell the place in a run; places sort in its order:
 
     begin                           before the first task
     task-002-phase-1-step-000150    in task 2 (counted from 0), with 150 batches of phase 1 done
@@ -81,7 +81,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Place | None:
-        """Return the place of a folder's name; None where it is no checkpoint's."""
+        """Return the place that a folder's name tells; None where it is no checkpoint's."""
         found = _NAME.fullmatch(name)
         if found is None:
             return None
@@ -132,7 +132,7 @@ class Store:
         whole = [old for old in every if old.whole]
         inner = [old for old in every if not old.whole and old.task == place.task]
         kept = {*whole[-self.keep :], *[old for old in inner if old.step][-self.keep :]}
-        if not place.whole:  # a task's phases stand on where each began
+        if not place.whole:  # within a task, checkpoints build on where each phase began
             kept |= {old for old in inner if not old.step}
         gone = [self.folder(old) for old in every if old not in kept]
         for left in (*self.path.glob(".*.everclip-*"), *self.path.glob("*.tmp")):  # .tmp: of earlier versions
@@ -143,7 +143,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def newest(self) -> list[Place]:
-        """Return the newest checkpoint that is intact, after those that it stands on; empty before the first.
+        """Return the newest intact checkpoint, preceded by those that it builds on; empty before the first.
 
         Newer ones are set aside, each with a warning; what a killed commit would have deleted is deleted.
 
@@ -166,7 +166,7 @@ class Store:
         return []
 
     def newest_task(self) -> Place | None:
-        """Return the newest checkpoint of a finished task that is as it was written; None before the first."""
+        """Return the newest intact checkpoint of a finished task; None before the first."""
         for place in reversed([place for place in self.places() if place.whole and place.task]):
             try:
                 verify(self.folder(place))
@@ -189,7 +189,7 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
     """Make ``folder`` a checkpoint of the files that ``write`` puts into the empty folder it is called with.
 
     Args:
-        on: names of the checkpoints that it stands on.
+        on: names of the checkpoints that it builds on.
 
     Raises:
         UserError: something is at ``folder`` already.
@@ -201,9 +201,9 @@ def commit(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()
 
 
 def fill(folder: Path, write: Callable[[Path], object], on: Sequence[str] = ()) -> None:
-    """Have an empty folder written, and its manifest, all on the disk. Arguments and errors are those of ``commit``.
+    """Write an empty folder's files and their manifest, flushed to the disk. Arguments and errors: as for ``commit``.
 
-    A folder in it is none of its files: ``write`` fills it itself.
+    The manifest leaves out folders inside it: ``write`` fills these itself.
     """
     write(folder)
     written = sorted(path for path in folder.iterdir() if path.is_file())
@@ -227,7 +227,7 @@ def amend(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def identity(folder: Path) -> str:
-    """Return a hash of what a checkpoint holds, whatever it keeps of the one before. Raises as ``verify`` does."""
+    """Return a hash of what a checkpoint holds, whatever it keeps of its predecessor. Raises as ``verify`` does."""
     own = {name: entry for name, entry in _body(folder)["files"].items() if not name.startswith(EARLIER)}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 

@@ -23,8 +23,8 @@ def free_memory() -> int | None:
 def keep_freed_memory() -> None:
     """Have glibc keep up to 1 GB of what this process frees; nothing happens with another C library.
 
-    Else large tensors go back to the system when they are freed, at each step, and every page of the next ones is
-    asked for and filled with zeros again: a tenth of the time of a step on a CPU (benchmarks/demo.md).
+    Otherwise large tensors go back to the system when they are freed, at each step, and every page of the next ones is
+    requested and zeroed again: a tenth of a step's time on a CPU (benchmarks/demo.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -37,15 +37,15 @@ def keep_freed_memory() -> None:
 def collect_rarely() -> None:
     """Have Python look for cyclic garbage rarely, until ``collect_as_usual``.
 
-    While packages are imported, whose objects stay, it looks again and again and finds none, for a tenth of the time
-    of their import (benchmarks/start.md).
+    While packages are imported, whose objects stay, it would look again and again and find nothing, which takes a tenth
+    of the import's time (benchmarks/start.md).
     """
     _usual.append(gc.get_threshold())
     gc.set_threshold(*_RARELY)
 
 
 def collect_as_usual() -> None:
-    """End ``collect_rarely``; what there is by now, modules above all, is not looked at again. Else do nothing."""
+    """End ``collect_rarely``, if it is on; objects that exist by now, mostly of modules, are not looked at again."""
     if _usual:
         gc.freeze()
         gc.set_threshold(*_usual[0])

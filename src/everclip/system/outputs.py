@@ -1,4 +1,4 @@
-"""Check what a user names to be written, before any work is done for it."""
+"""Check the outputs that a user names, before any work is done for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from everclip.system.reading import kind_of
 
 
 def check_file(out: str | os.PathLike[str]) -> Path:
-    """Return the path of a file to write, which may be there; links are followed, and stay.
+    """Return the path of a file to write, which may exist; links are followed, and stay.
 
     Raises:
-        UserError: it is a folder, a pipe or a device, which a file that is written whole would replace.
+        UserError: it is a folder, a pipe or a device, which the file would replace.
     """
     try:
         found = os.stat(out)
@@ -41,7 +41,7 @@ def check_new(out: str | os.PathLike[str]) -> Path:
     """Return the path of a folder to write; a link to an empty folder is followed.
 
     Raises:
-        UserError: something is there, nothing can be, or it is the current folder or one that holds it.
+        UserError: something is there, nothing can be created there, or it is or contains the current folder.
     """
     try:
         return _new(Path(out).expanduser(), os.fspath(out))

@@ -31,8 +31,8 @@ def duration(seconds: float) -> str:
 
 
 def replaces(console: Console) -> bool:
-    """Return whether what is shown can be replaced by what follows: on a terminal that can move its cursor, whether or
-    not colours are forced, and in a notebook with ipywidgets, which rich needs."""
+    """Return whether what is shown can be redrawn in place: on a terminal that can move its cursor, whether or not
+    colours are forced, and in a notebook with ipywidgets, which rich needs."""
     if console.is_jupyter:
         return find_spec("ipywidgets") is not None
     return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
@@ -70,13 +70,13 @@ class Progress:
             self._bar.stop()
 
     def expect(self, sections: Sequence[float]) -> None:
-        """Foresee a long work of several sections, so that what is left of all of it is shown.
+        """Announce long work in several sections, so that the time left for all of it is shown.
 
         Args:
-            sections: the amount of each, in any unit, in order; ``section`` says that one is over.
+            sections: the amount of work in each, in any unit, in order; ``section`` ends one.
         """
         self._sections, self._over, self._begun = list(sections), 0.0, time.monotonic()
-        self._part = self._before = self._resumed = 0.0  # what came before the first section is none of it
+        self._part = self._before = self._resumed = 0.0  # what came before the first section does not count
 
     def section(self) -> None:
         """Go on to the next section."""
@@ -89,7 +89,7 @@ class Progress:
 
         Args:
             total: its steps, of which ``done`` are done already.
-            part: the fraction of the present section that it is.
+            part: its fraction of the present section.
         """
         self._before += self._part
         self._part = part
@@ -115,7 +115,7 @@ class Progress:
             self._show(f"{self._name}  {self._done}/{self._total}  {note}  {self._left()}".rstrip())
 
     def _left(self) -> str:
-        """Say what is left: of the whole work where it is foreseen, else of the present piece."""
+        """Say how much time is left: for all sections if they were announced, else for the present piece."""
         done, total, begun = self._done - self._given, self._total - self._given, self._started
         if self._sections and self._total:
             part = min(1.0, self._before + self._part * self._done / self._total) - self._resumed
@@ -131,7 +131,7 @@ class Progress:
         """Start a piece of work inside the present one, which is shown again once it is done.
 
         Returns:
-            What to call with each number of steps done.
+            a function to call with each number of steps done.
         """
         present = self._name, self._total, self._done
         inside = self._before, self._part, self._resumed, self._given, self._started

@@ -44,8 +44,8 @@ _TOKEN = re.compile(
     r"'[^'\n]*'?|#[^\n]*|[.=,\n\[\]{}]",
     re.DOTALL,
 )
-"""Matches what may hold dots, and what ends a key. A text without an end, which the parser refuses, is one token:
-trying its other quotes, each to the end of the file, would take the square of its length."""
+"""Matches what may contain dots, and what ends a key. A text without an end, which the parser refuses, is one token:
+trying each of its other quotes up to the end of the file would take time quadratic in its length."""
 
 
 class Unreadable(ValueError):
@@ -78,7 +78,7 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
         Unreadable: it is missing, may not be read, is larger, or is no regular file.
     """
     try:
-        _check(os.stat(path), most)  # a device that is opened may do something
+        _check(os.stat(path), most)  # merely opening a device may do something
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _check(os.fstat(descriptor), most)
@@ -98,7 +98,7 @@ def _check(found: os.stat_result, most: int | None) -> None:
 
 
 def kind_of(found: os.stat_result) -> str:
-    """Return in words what is no regular file: a folder, a pipe, a device."""
+    """Name the kind of what is no regular file: a folder, a pipe, a device."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 
@@ -111,7 +111,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     with open_regular(path, most) as file:
         try:
             content = file.read(os.fstat(file.fileno()).st_size + 1)
-            # it grows, or is one of those without a size
+            # it is growing, or is one of those without a size
             while len(content) <= most and (more := file.read(MIB)):
                 content += more
         except OSError as error:
@@ -122,7 +122,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int = TEXT_BYTES) -> str:
-    """Return the same as text in UTF-8, with or without a byte order mark. Raises Unreadable."""
+    """Return the content of a file as UTF-8 text, with or without a byte order mark. Raises Unreadable."""
     content = read_bytes(path, most)
     try:
         return content.decode("utf-8-sig")
@@ -147,7 +147,7 @@ def parse_json(content: str | bytes) -> Any:
 
 @contextmanager
 def _parsing(kind: str) -> Iterator[None]:
-    """Say in a few words why a text is none of a kind. Raises Unreadable."""
+    """Say in a few words why a text is not valid JSON or TOML. Raises Unreadable."""
     try:
         yield
     except RecursionError as error:
@@ -164,9 +164,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a TOML text, whole numbers of which have 64 bits; dates become texts. Raises Unreadable."""
+    """Return the tables of a TOML text; whole numbers must fit in 64 bits, and dates become texts. Raises
+    Unreadable."""
     dots = 0
-    for token in _TOKEN.finditer(text):  # the parser takes the square of a key's parts
+    for token in _TOKEN.finditer(text):  # the parser's time is quadratic in a key's parts
         dots = dots + 1 if token[0] == "." else 0 if token[0] in "=,\n[]{}" else dots
         if dots >= DEPTH:
             raise TooDeep()
@@ -185,7 +186,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shallow(value: Any) -> Any:
-    """Return the value itself. Raises Unreadable where it is nested so deeply that code which follows it would fail."""
+    """Return the value itself. Raises Unreadable where it is nested so deeply that recursive code would fail."""
     level: list[Any] = [value]
     for _ in range(DEPTH + 2):
         level = [one for one in level if isinstance(one, dict | list)]
@@ -196,10 +197,10 @@ def _shallow(value: Any) -> Any:
 
 
 def diverted(folder: Path, names: Iterable[str]) -> str:
-    """Name what in a folder would lead writing elsewhere, or take it in: a link, a pipe, a device, in words.
+    """Name what in a folder would divert or swallow what is written: a link, a pipe, a device; empty without any.
 
     Args:
-        names: of the files and folders that are written in place; others are replaced.
+        names: of files and folders that are written in place; others are replaced.
     """
     for name in names:
         try:
@@ -214,8 +215,8 @@ def diverted(folder: Path, names: Iterable[str]) -> str:
 def strange(folder: Path, deep: bool = False) -> str:
     """Name what in a folder is neither a file nor a folder; empty where there is nothing of that kind.
 
-    Libraries that are handed the folder would wait for a pipe, and read a device for good. Links that lead nowhere do
-    not count.
+    Libraries that are given the folder would wait for a pipe, and read a device forever. Links that lead nowhere do not
+    count.
 
     Args:
         deep: look in the folders within it too; links to folders are not followed.

@@ -41,7 +41,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
-    """Handle signals so in this block; outside of the main thread, where Python allows no handlers, change nothing."""
+    """Use these handlers in this block; outside of the main thread, where Python allows no handlers, change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -67,7 +67,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def leaving(words: str) -> Iterator[None]:
-    """Have an interrupt, or ``Stopped``, of this block say what is left, and what continues it."""
+    """Add ``words`` to an interrupt, or ``Stopped``, of this block: what is left, and what continues it."""
     try:
         yield
     except Stopped as error:
@@ -86,14 +86,14 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals here while it is open, in the main thread; those that are ignored stay so (nohup)."""
+        """Receive signals while it is open, in the main thread; those that are ignored stay ignored (nohup)."""
         chosen = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
         with handling(dict.fromkeys(chosen, self._came)):
             yield
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Have a signal only set the flag while this is open, which ``check`` and its end look at."""
+        """While this is open, have a signal only set the flag, which ``check`` and the end of the block look at."""
         self._held = True
         try:
             yield

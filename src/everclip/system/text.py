@@ -13,11 +13,12 @@ from typing import Any
 from everclip.errors import UserError
 
 _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys in place of showing it: control characters (C0, DEL, C1), ends of lines, changes of direction;
-and halves of characters, which cannot be written. What joins the parts of an emoji or of a Persian word stays."""
+"""Characters that a terminal obeys instead of showing: control characters (C0, DEL, C1), ends of lines, changes of
+direction; and halves of surrogate pairs, which cannot be written. What joins the parts of an emoji or of a Persian word
+stays."""
 _ODD_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""What a cell begins with that a spreadsheet computes (OWASP, "CSV Injection"); full-width forms too."""
+"""Starts of cells that a spreadsheet would compute (OWASP, "CSV Injection"), full-width forms included."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -29,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """Return a value as JSON or TOML has it, with all texts in it printable."""
+    """Return a JSON or TOML value with all texts in it made printable."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -38,7 +39,7 @@ def cleaned(value: Any) -> Any:
 
 
 def check(value: Any, where: object) -> None:
-    """Refuse a value, as JSON has it, that holds a text which a terminal would not only show.
+    """Refuse a JSON value with a text that a terminal would not only show but obey.
 
     Args:
         where: what holds it, for the message.
@@ -47,7 +48,7 @@ def check(value: Any, where: object) -> None:
         UserError: naming the first such text, escaped.
     """
     waiting = [value]
-    while waiting:  # not a function that calls itself: nesting has no end
+    while waiting:  # no recursion: nesting has no limit
         found = waiting.pop()
         if isinstance(found, str) and printable(found) != found:
             raise UserError(
@@ -66,7 +67,7 @@ def shortened(text: str, width: int = 80) -> str:
 
 
 def number_in(text: str) -> float | None:
-    """Return the number that a text is, if it is one."""
+    """Return a text's number; None if it is not one."""
     try:
         return float(text)
     except ValueError:

@@ -3,9 +3,9 @@
 A plug-in may be a module such as ``my_package.my_method`` or a file such as ``./my_method.py``. One that the user
 wrote, on the command line or in Python, is imported. One that a file asks for (the config.toml of a run, a .toml and
 those that it extends, the everclip.json of a model folder) is imported only where the file is in a trusted folder, or
-where the user wrote the same name. To compare or to report runs nothing is imported for their sake.
+where the user wrote the same name. Runs that are only compared or reported have nothing imported for their sake.
 
-Nothing here imports torch, or what a name stands for. The state is that of the process.
+This module imports neither torch nor what a name stands for. Its state is that of the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELP = (
 _CODE = ("data", "method", "trackers", "tune")
 """Keys of a config whose values may name code, as may a method's options."""
 _INNER = (("scenario", "kind"), ("memory", "policy"), ("source", "of"))
-"""Keys of sections whose values may."""
+"""Keys within sections whose values may name code."""
 _JOINED = "joined"
 """The data source whose argument is specs of others, with + between them."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -75,13 +75,13 @@ def is_code(name: str) -> bool:
 
 
 def names(value: Any) -> Iterator[str]:
-    """Yield the code that a value may name: a text, or what is before its first colon; so with each data set of
-    joined:A+B; and that of a list's or a table's values."""
+    """Yield the code that a value may name: a text, or its part before the first colon; the same for each data set of
+    joined:A+B, and for each value of a list or a table."""
     if isinstance(value, str):
         source, _, argument = value.partition(":")
         parts = argument.split("+") if source == _JOINED else []
         for text in (value, *map(str.strip, parts)):
-            # the whole too: a file may have a colon in its name, where a key takes no more than a name
+            # the whole text too: where a key takes only a name, the name of a file may have a colon
             yield from filter(is_code, dict.fromkeys((text, text.partition(":")[0])))
     elif isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
@@ -104,12 +104,12 @@ def in_config(values: Mapping[str, Any]) -> set[str]:
 
 
 def typed(value: Any) -> None:
-    """Note what the user wrote, such as a spec of data: its modules are imported."""
+    """Note what the user wrote, such as a spec of data: its modules may be imported."""
     _state.allowed.update(names(value))
 
 
 def asked(values: Mapping[str, Any], file: Path) -> None:
-    """Note the config that a file has: its modules are imported only if ``check`` lets them."""
+    """Note a config that was read from a file: its modules are imported only if ``check`` lets them."""
     for name in in_config(values):
         files = _state.asked.setdefault(name, [])
         if file not in files:
@@ -117,10 +117,10 @@ def asked(values: Mapping[str, Any], file: Path) -> None:
 
 
 def check(name: str) -> None:
-    """Let a module be imported, or raise; say on stderr what a trusted file has imported.
+    """Allow a module to be imported, or raise; say on stderr what a trusted file has imported.
 
     Raises:
-        Refused: a file asks for it that is in no trusted folder, or it is asked for only to be compared.
+        Refused: only files outside of trusted folders ask for it, or the runs that do are only compared.
     """
     if name in _state.allowed:
         return
@@ -163,7 +163,7 @@ def place(name: str) -> str:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Import no code in this block that the user did not ask for otherwise, as runs are only compared."""
+    """Import no code in this block that the user has not asked for elsewhere: runs are only compared."""
     before, _state.reading = _state.reading, True
     try:
         yield
@@ -173,10 +173,10 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator[None]:
-    """Run a command line while it is open: its words are all that its user wrote, and what is noted goes when it ends.
+    """Run one command line in the block: only its words count as written by the user; the end forgets what was noted.
 
     Raises:
-        UserError: one of ``folders`` is none.
+        UserError: one of ``folders`` is no folder.
     """
     global _state
     before, _state = _state, replace(_State(), strict=strict)
@@ -204,7 +204,7 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if option != OPTION:
             rest.append(word)
             continue
-        if os.path.lexists(word):  # a pattern such as * makes words of whatever a stranger calls a file
+        if os.path.lexists(word):  # a pattern such as * turns a stranger's file names into words
             raise UserError(
                 f'a file here is called "{word}": give files as ./*, or use {OPTION} from another folder'
             )
@@ -216,10 +216,11 @@ def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def passed_on(run: Path | None = None, values: Mapping[str, Any] | None = None) -> list[str]:
-    """Return ``--trust FOLDER`` for a command that this one starts: what is trusted here.
+    """Return the words ``--trust FOLDER`` for a command that this one starts.
 
     Args:
-        run: a run directory, whose config.toml has ``values``; it is trusted where all that these name is allowed here.
+        run: a run directory whose config.toml has ``values``; it is trusted, too, if all code that these name is
+            allowed.
     """
     folders = dict.fromkeys(map(str, _state.folders))
     found = in_config(values or {})
