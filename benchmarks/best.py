@@ -4,9 +4,9 @@
 
 reads each picture once (model ``lite``, 96 px or 224: the tower's output and the means of its last three stages, of
 the picture and its mirror image), solves every form from the sums of the training images, and writes benchmarks/best.md
-after each set. Sums know no order of tasks, so a form's last accuracy is that of any order, and there is no seed. Cells
-in benchmarks/best/ are not computed again. What methods that train reach by default, of the same pixels, is taken from
-benchmarks/defaults/.
+after each set. Sums do not depend on the order of tasks, so a form's last accuracy holds for any order, and there is no
+seed. Cells in benchmarks/best/ are not computed again. The results of trained methods at their defaults, on the same
+pixels, are taken from benchmarks/defaults/.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def solved(
 ) -> Callable[[Tensor], Tensor]:
     """The map from features to scores of a form that has learned some images, through the plug-in itself."""
     method: Any = method_class(form.method).create(options_of(form.method, form.options), prompts)
-    torch.manual_seed(0)  # of a random layer
+    torch.manual_seed(0)  # for a random layer
     method.build(_NOWHERE, rows.shape[1])
     if form.method == "ranpac":
         return wide(method, rows, labels)
@@ -233,7 +233,7 @@ def speed() -> Json:
             method.add_domains(rows[part], labels[part], domains[part])
 
     def solve() -> None:
-        method.add(rows[:1], labels[:1])  # or the strength that was chosen would serve again
+        method.add(rows[:1], labels[:1])  # or the strength chosen before would be used again
         method.head([*range(1000)])
 
     def seconds(work: Callable[[], object]) -> float:

@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 class Form(NamedTuple):
-    """A classifier on features: whether these are rooted, of both mirror images, of the last stages too; the views."""
+    """A classifier on features: whether these are signed roots, mirrored too, with the last stages; the scales."""
 
     method: str
     options: dict[str, Any]
@@ -113,7 +113,7 @@ def trained(setting: Setting) -> dict[str, Json]:
 
 
 def forms(setting: Setting) -> list[str]:
-    """The rows of a set: classes without domains have one mean each, and larger views are of small pictures."""
+    """The rows of a set: without domains each class has one mean, and larger views are only for pictures of 96 px."""
     return [
         name
         for name, form in FORMS.items()

@@ -1,6 +1,6 @@
-"""Python processes that a benchmark starts and measures: their processor's seconds and their peak memory.
+"""Python processes that a benchmark starts and measures: processor seconds and peak memory.
 
-Linux counts the peak of the process that starts another as the other's too: import no torch where a peak is wanted.
+On Linux a process inherits the peak of the one that starts it: import no torch where a peak is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Child:
 
 
 def python(words: Sequence[str], code: int = 0, source: Path | None = None) -> Child:
-    """``python WORDS`` on one thread. Raises RuntimeError where it ends with another exit code than ``code``.
+    """Run ``python WORDS`` on one thread. Raises RuntimeError where it ends with an exit code other than ``code``.
 
     Args:
         source: the folder that the package is taken from; None: the installed one.

@@ -5,11 +5,11 @@
 ViT-B-32 with random weights at 224 px, ``tune=top:2`` above a kept trunk, bf16, GDRO, ten tasks of ten classes, one
 epoch, a memory of 2,000. The 50,000 training and 10,000 test pictures are drawn from a seed and written as CIFAR-100's
 own files (its checksums are replaced in this process), so they go through the package's own reader, resizing and
-checkpoints; accuracies mean little. ``--part 50`` takes one in fifty pictures of each class, and as much less memory,
-though an exemplar a class. A run that was stopped goes on where it was saved: give the same command again.
+checkpoints; accuracies mean little. ``--part 50`` takes one in fifty pictures of each class, and a memory smaller by as
+much, but at least one exemplar per class. A stopped run continues where it was saved: give the same command again.
 
-Times are the processor's seconds of the process, each counted where it is spent: decoding inside of computing
-activations counts as decoding. The last line is one JSON object.
+Times are processor seconds of the process, each counted where it is spent: decoding while activations are computed
+counts as decoding. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WATCHED: dict[str, tuple[tuple[Any, str], ...]] = {
 
 
 class Shares(Progress):
-    """The processor's seconds by part, kept in a file after each task, so that a run that goes on has them all."""
+    """Processor seconds by part, kept in a file after each task, so that a continued run has them all."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def pictures(folder: Path, part: int) -> Path:
 
 
 def run(out: Path, part: int) -> dict[str, Any]:
-    """Train, from where the run stands, and say what it took."""
+    """Train, from where the run was saved, and return what it took."""
     out.mkdir(parents=True, exist_ok=True)
     data = pictures(out / "data", part)
     spec = f"local-dir:{out / 'model'}" if (out / "model").exists() else weights("ViT-B-32", out / "model")

@@ -2,11 +2,10 @@
 
     EVERCLIP_DATA=... python -m benchmarks.data_check
 
-``caltech50`` is copied into a scratch folder; of its pictures 20 are put there a second time, byte for byte (half of
-them within the training pictures, half from the training into the test pictures), 20 are put there once more with a
-JPEG quality of 85, 20 at half the width and height, and 20 training pictures are moved to another class.
-``everclip data check`` then looks at the folder at 96 px, and what it lists is compared with what was planted. Three
-seeds; writes benchmarks/data_check.md.
+``caltech50`` is copied into a scratch folder; 20 of its pictures are copied byte for byte (half of them within the
+training pictures, half from the training into the test pictures), 20 are saved again with a JPEG quality of 85, 20 at
+half the width and height, and 20 training pictures are moved to another class. ``everclip data check`` then looks at
+the folder at 96 px, and what it lists is compared with what was planted. Three seeds; writes benchmarks/data_check.md.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Planted:
-    """The new pictures' paths, and those that they were made of; paths of pictures that lie in a wrong class."""
+    """Paths of the new pictures, with those that they were made from; paths of pictures in a wrong class."""
 
     copies: Pairs
     again: Pairs
@@ -60,7 +59,7 @@ class Hits:
 
 
 def plant(source: Path, root: Path, seed: int, each: int = EACH) -> Planted:
-    """Copy ``source`` to ``root`` and plant ``each`` of every kind, of pictures that have no other part in it."""
+    """Copy ``source`` to ``root`` and plant ``each`` of every kind, using no picture twice."""
     shutil.copytree(source, root)
     rng = np.random.default_rng(seed)
     every = sorted(path.relative_to(root) for path in (root / "train").rglob("*.*"))
@@ -90,7 +89,7 @@ def plant(source: Path, root: Path, seed: int, each: int = EACH) -> Planted:
 
 
 def found(findings: Findings, planted: Planted, first: int = FIRST) -> Hits:
-    """Copies in groups of copies, other copies among near pairs, wrong labels among the first suspects."""
+    """Count copies in groups of copies, re-encoded ones among near pairs, wrong labels among the first suspects."""
     groups = [{findings.key(place) for place in group} for group in findings.groups]
     pairs = [{findings.key(pair.first), findings.key(pair.second)} for pair in findings.pairs]
     suspects = {findings.key(one.place) for one in (findings.suspects or [])[:first]}

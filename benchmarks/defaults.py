@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def cifar_part(source: Path, out: Path, train: int = TRAIN, test: int = TEST) -> None:
-    """Copy so many training and test pictures of each class of CIFAR-100, whose names have the smallest hashes."""
+    """Copy ``train`` and ``test`` pictures of each class of CIFAR-100, those whose names have the smallest hashes."""
     half = out.with_name(f"{out.name}.part")
     for part, count in (("train", train), ("test", test)):
         for folder in sorted((source / part).iterdir()):
@@ -66,7 +66,7 @@ def jobs(seed: int, level: int) -> Iterator[Job]:
 
 
 def name(place: str, method: str, level: int, seed: int) -> str:
-    """Of a job and its file."""
+    """The name of a job and its file."""
     return f"{place.replace(' ', '-')}-{method}-m{level}-s{seed}"
 
 

@@ -1,13 +1,13 @@
-"""The demo (`everclip train demo`) beside the offline default, how fast and how accurate, and other ways to be faster.
+"""Compare the demo (`everclip train demo`) with the offline default, in speed and accuracy, and with faster variants.
 
     git worktree add runs/before 33e9b57
     python -m benchmarks.demo --out runs/demo --before runs/before [--variants before demo ...] [--seeds 0 1 2]
 
 Whole runs of the offline default, GDRO with `lite` on the emoji pictures, each a process of its own on one thread: all
-variants of a seed in turn, then the next seed. ``before`` is the default of another version, whose checkout is named.
-Seconds are the processor's, of the whole command: imports, tests, checkpoints and report are in it. A run whose line is
-in DIR/runs.jsonl is not run again. Ratios are medians over the seeds against the first variant; the last line is one
-JSON object.
+variants of a seed in turn, then the next seed. ``before`` is the default of another version, from its checkout. Seconds
+are processor seconds of the whole command, with imports, tests, checkpoints and report. A run whose line is in
+DIR/runs.jsonl is not run again. Ratios are medians over the seeds against the first variant; the last line is one JSON
+object.
 """
 
 from __future__ import annotations

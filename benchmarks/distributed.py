@@ -1,4 +1,4 @@
-"""Two processes beside two that know nothing of each other, and beside one: time, results, bytes exchanged.
+"""Compare two processes of one run with two independent ones, and with one: time, results, bytes exchanged.
 
     python -m benchmarks.distributed [--model lite] [--batch 80] [--rounds 8]
 
@@ -9,12 +9,12 @@ A step of method=gdro, full fine-tuning in fp32, one thread a process:
     alone       one process with the whole batch
     sharded     as together, with distributed.shard=true
 
-All seven processes stay; rounds go through `together`, `apart` and `sharded` in turn, a step each, and a ratio is the
-median over the rounds of `apart` over another: of the slower process's seconds by the clock, and of the processor's
+All seven processes keep running; each round takes a step of `apart`, `together` and `sharded` in turn. A ratio is the
+median over the rounds of `apart` over another: of the slower process's seconds by the clock, and of the processor
 seconds of both. `loss` and `grad_norm` are the largest relative differences of `together` and `alone` over the first
 five steps. Bytes are those that a process hands over in a step: features, gradients, and all else, which is the state.
-`held` is what a process of `sharded` has of the weights, gradients and moments that train. The last line is one JSON
-object with the ratios.
+`held` is the fraction of the trained weights, gradients and moments that a process of `sharded` has. The last line is
+one JSON object with the ratios.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from everclip.models import fsdp
 CHECKED = 5
 """Steps whose losses are compared."""
 WIDE = 64
-"""Entries of a row from which it is a feature."""
+"""Least length of a row that counts as a feature."""
 
 
 class Bytes:
@@ -91,7 +91,7 @@ def worker(data: str, model: str, out: Path, batch: int, shard: bool) -> None:
 
 
 def started(count: int, *words: str) -> list[subprocess.Popen[str]]:
-    """Processes of one run where there are several, each with a folder of its own."""
+    """Start the processes of one run, each with a folder of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])

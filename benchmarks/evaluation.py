@@ -1,4 +1,4 @@
-"""What testing costs beside the bare encoder, and what kept activations of the frozen trunk save.
+"""What testing costs compared with the bare encoder, and what kept activations of the frozen trunk save.
 
     python -m benchmarks.evaluation [--model lite | --model ViT-B-32] [--rounds 5] [--images 256] [--batch 16]
 
@@ -6,8 +6,8 @@ One thread, the processor's seconds of the process, variants in turn within ever
 on the emoji pictures. ``lite`` computes at 96 px; any other name is open_clip's model with random weights at its own
 size. Testing is compared with the encoder on ready-made batches of the same images; a step of ``tune=top:K`` on kept
 activations with a plain loop: all weights, a caption of full length for each image, no decoding. Goals: testing at
-least 0.95 of the bare encoder, and 5 times it from the cache at top 2; a step 5 times (top 4) and 10 times (top 2) the
-plain one. The last line is one JSON object.
+least 0.95 times as fast as the bare encoder, and 5 times from the cache at top 2; a step 5 times (top 4) and 10 times
+(top 2) as fast as the plain one. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Bench:
 
     @classmethod
     def of(cls, folder: Path, images: int, *words: str) -> Bench:
-        """The model that a config names, on so many images, which share the first task's ten names."""
+        """The model that a config names, on ``images`` images, which share the first task's ten names."""
         fixed = (
             "device=cpu",
             "train.augment=none",
@@ -86,7 +86,7 @@ class Bench:
         return cls(plan, clip, loader, Task(0, first.name, first.classes, ten, ten), width)
 
     def test(self) -> None:
-        """What a run does after a task, its class embeddings aside."""
+        """Test as a run does after a task, without computing class embeddings."""
         weights = torch.nn.functional.normalize(torch.ones(len(self.task.classes), self.width), dim=1)
         evaluate(self.clip, lambda _: TextClassifier(self.clip, weights), [self.task], self.loader)
 

@@ -40,7 +40,7 @@ class Case(NamedTuple):
     """One method before and after a change.
 
     Args:
-        row: what was unfair; rows of the page.
+        row: what was unfair; a key of ``ROWS``.
         level: exemplars per class.
         before, after: config words.
     """

@@ -1,14 +1,14 @@
-"""The paper's Figure 1 on the model and the pictures that need no hub, in three panels.
+"""The paper's Figure 1 with a model and pictures that need no hub, in three panels.
 
     EVERCLIP_DATA=/folder/with/caltech50+pacs128+cifar100 python -m benchmarks.figure1 [--panel a|b|c] [--device cuda]
 
-a: CIFAR-100, accuracy after the last of ten tasks against the memory. b: the same of 50 classes of Caltech photographs
-and of the emoji. c: accuracy after each domain of PACS and of the emoji's vendors. Every method is tuned at every
+a: CIFAR-100, accuracy after the last of ten tasks against the memory. b: the same on 50 classes of Caltech photographs
+and on the emoji. c: accuracy after each domain of PACS and of the emoji's vendors. Every method is tuned at every
 memory size within the same number of trials, on training images alone.
 
-It prints the hours to come, then sweeps one set after another, one thread per run, and draws docs/figure1/. It may be
-stopped or killed at any time: finished searches and runs are in docs/figure1/runs, and are not run again. Runs work in
-``--scratch``, so that no path of a machine gets into a result.
+It prints the hours that are left, then sweeps one set after another, one thread per run, and draws docs/figure1/. It
+may be stopped or killed at any time: finished searches and runs are in docs/figure1/runs, and are not run again. Runs
+work in ``--scratch``, so that no path of a machine gets into a result.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from everclip.system.arrays import MOST_ROWS
 BASE = Path(__file__).with_name("figure1.toml")
 KEPT = Path(__file__).parents[1] / "docs" / "figure1"
 HELD = "scenario.validation=0.3"
-"""A fifth of the images is few to score searches on. On half of them trials make half of a run's steps per epoch, and
-without exemplars more steps forget more: EWC chose what lost twenty points in the run."""
+"""A fifth of the images is too few to score searches on. With half of them held out, trials have half of a run's steps
+per epoch, and without exemplars more steps forget more: EWC chose values that lost twenty points in the run."""
 FIVE, TEN = ((HELD, f"scenario.validation_tasks={count}") for count in (5, 10))
 """Searches see five of ten tasks, as a setting that forgets may look good after two; on small sets without exemplars,
 where each task takes its toll, they see all ten."""
@@ -45,7 +45,7 @@ WITHOUT = (
 )
 WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *HEADS, *FIVE)
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
-"""In sets of its own, at the sizes where it uses exemplars: below, it is what it is without."""
+"""In sets of its own, at the memory sizes where it uses exemplars; below these it is the same as without."""
 JOINT = ("method=joint", "memory.budget=0")
 LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
 """Joint training has both heads as well, each with its own search."""
@@ -62,8 +62,8 @@ ORDERS = ("seed=0..2", "scenario.order=seed")
 TERMS = ("method=gcl,gdro", "method.gcl.carry_over=true,false", "method.gdro.carry_over=true,false")
 UNWEIGHTED = ("method=gdro", "method.dro=none", "method.carry_over=true,false")
 NO_WEIGHTS = ("method.strength=0.1", "method.omega=unbiased", "method.weight_clip=none")
-"""What the paper's methods are made of, each with and without: estimators that carry over, and weights of classes,
-whose constants are not searched where there are none."""
+"""The parts of the paper's methods, each switched on and off: estimators that carry over, and weights of classes, whose
+constants are not searched where there are no weights."""
 
 
 class Set(NamedTuple):
@@ -126,9 +126,9 @@ FILES = ("config.toml", "results.json", "tuned.toml")
 
 
 def command(name: str, device: str, scratch: Path) -> list[str]:
-    """The words of ``everclip`` that sweep a set, once its config is in the scratch folder.
+    """Write a set's config into the scratch folder, and return the words of ``everclip`` that sweep the set.
 
-    What the words set is not searched, and what the config sets is where searches begin.
+    Keys that the words set are not searched; searches begin at the values that the config sets.
     """
     found, file = SETS[name], scratch / f"{name}.toml"
     epochs = "" if found.epochs is None else f"epochs = {found.epochs}\n"

@@ -37,7 +37,7 @@ PANELS: tuple[tuple[str, str, Memory], ...] = (
 DARK = {"ink": "#e7ebee", "dim": "#a3adb6", "grid": "#333b42", "edge": "#66707a", "page": "#14181c"}
 SIZE = (13.0, 11.0)
 FAR = 20.0
-"""Points below all others from which zero-shot is not drawn."""
+"""Zero-shot is not drawn where it is more than this many points below all others."""
 ABOUT = "Accuracy against memory on three sets of pictures, and after each domain on two"
 RIGHT = "right.hex"
 """Which test images a run has right, a bit each, in the order of their ids."""
@@ -53,7 +53,7 @@ COMPARED = {
     "GCL - best other": ("gcl", ""),
     "GDRO - best other": ("gdro", ""),
 }
-"""Columns of differences, and whose they are; the empty one is the best other trained method."""
+"""Columns of differences, and the two methods of each; an empty name is the best other trained method."""
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
@@ -247,7 +247,7 @@ def settings_of(run: RunData) -> str:
 def rows_of(runs: Sequence[RunData]) -> tuple[dict[str, dict[int | None, Seeds]], list[int]]:
     """Return the runs of a set by row and memory size, None where a method keeps none; and the sizes.
 
-    A run of ours without exemplars also stands at the sizes that are too small for it to use any.
+    A run of ours without exemplars also counts at the sizes that are too small for it to use any.
     """
     rows: dict[str, dict[int | None, Seeds]] = {}
     few: dict[str, int] = {}

@@ -1,16 +1,16 @@
-"""Whether anything grows with the tasks and the classes seen, the text head and the test set aside.
+"""Whether costs grow with the tasks and the classes seen, other than those of the text head and the test set.
 
     python -m benchmarks.growth [--model ViT-B-32 | --model lite] [--rounds 9] [--batch 8] [--tasks 100]
 
 One thread, the processor's seconds of the process, method gdro. Two measurements:
 
 Tasks: a real run, checkpoints and tests included, of a tiny random CLIP on 100 domains of the same 10 classes, 8
-pictures each, with 200 exemplars; with so small a model nothing hides. A step (16 pictures), a stage (all that a task
-costs but its test) and the resident size, the medians of tasks 91 to 100 over those of tasks 11 to 20.
+pictures each, with 200 exemplars; so small a model hides no other cost. Ratios are of a step (16 pictures), a stage
+(all that a task costs except its test) and the resident size: medians of tasks 91 to 100 over those of tasks 11 to 20.
 
 Classes: a step of ``--model`` on the same ten classes, once as the first task, once after 9,990 others, each with an
-exemplar and its state. The two in turn, medians of the rounds' ratios; a stage's lines of class weights in the log are
-in it as often as a stage has them.
+exemplar and its state. The two are measured in turn; the ratio is the median over the rounds. The log's lines of class
+weights are included as often as a stage has them.
 
 Goals: a step within 3 %, a stage that costs O(new + memory), at most 2 % more memory. The last line is one JSON object.
 """
@@ -56,7 +56,7 @@ EARLY, LATE = slice(10, 20), slice(-10, None)
 
 
 def domains(folder: Path, count: int) -> str:
-    """So many domains of ten classes; all images are one file of noise."""
+    """``count`` domains of ten classes; all images are one file of noise."""
     folder.mkdir()
     first = noise(folder, 32)
     for domain in range(count):
@@ -69,7 +69,7 @@ def domains(folder: Path, count: int) -> str:
 
 
 def noise(folder: Path, side: int) -> Path:
-    """A JPEG file of noise beside the folders of a data set, which do not see it."""
+    """A JPEG file of noise beside the folder of a data set, which does not include it."""
     file = folder.with_suffix(".noise")
     values = np.random.default_rng(0).integers(0, 256, size=(side, side, 3), dtype=np.uint8)
     Image.fromarray(values).save(file, "JPEG")
@@ -77,7 +77,8 @@ def noise(folder: Path, side: int) -> Path:
 
 
 def pictures(folder: Path, classes: Sequence[int], side: int) -> str:
-    """A data set of so many training images of each class and one to test; all are one file of noise."""
+    """A data set with as many training images of each class as ``classes`` says, and one to test; all are one file of
+    noise."""
     folder.mkdir()
     first = noise(folder, side)
     for label, count in enumerate(classes):
@@ -108,7 +109,7 @@ class Steps(Progress):
         self._since = now
 
     def say(self, line: str) -> None:
-        """Nothing: a hundred tasks say much."""
+        """Nothing: a hundred tasks would say much."""
 
 
 def resident() -> int:

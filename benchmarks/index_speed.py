@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 
 def embedding(count: int, scratch: Path) -> Json:
-    """``everclip embed`` beside itself killed three times."""
+    """Compare ``everclip embed`` with the same command killed three times."""
     listed = _pictures(count, scratch)
     words = [
         sys.executable,

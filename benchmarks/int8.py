@@ -1,14 +1,14 @@
-"""The 8-bit graph beside the fp32 one: accuracy, file size, and images per second in onnxruntime on two cores.
+"""The 8-bit graph compared with the fp32 one: accuracy, file size, and images per second in onnxruntime on two cores.
 
     EVERCLIP_DATA=... python -m benchmarks.int8
 
 A first version of ``caltech50`` is made from its training images at 96 px (``everclip update lite --method layers``),
 and exported with ``--format onnx --int8``, calibrated on the version's exemplars. Accuracy is that on all test images,
 which neither the version nor the calibration has seen. Speed is that of the graph alone, on decoded images in batches
-of 1 and of 32, all graphs in turn: images per second with two threads by the clock, the best of the rounds; and beside
-fp32 the processor's time of one thread, the median of the rounds' ratios, which other work hardly changes. Variants of
-the quantisation are measured on the same images. Writes benchmarks/int8.md; the version and the graphs are kept in the
-scratch folder, and made again only where they are not there.
+of 1 and of 32, all graphs in turn: images per second with two threads by the clock, the best of the rounds; and,
+compared with fp32, the processor time of one thread, the median of the rounds' ratios, which other work hardly changes.
+Variants of the quantisation are measured on the same images. Writes benchmarks/int8.md; the version and the graphs are
+kept in the scratch folder, and made again only if they are missing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def speeds(
 
 
 def version(scratch: Path) -> State:
-    """The version, and its fp32 graph in ``scratch / "onnx"``, made where they are not there."""
+    """The version, and its fp32 graph in ``scratch / "onnx"``, made if they are missing."""
     data = f"imagefolder:{Path(os.environ['EVERCLIP_DATA']) / 'caltech50'}"
     folder = scratch / "v1"
     if not folder.exists():

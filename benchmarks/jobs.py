@@ -1,4 +1,4 @@
-"""Many trainings from one resumable command: what the tables in this folder are made with.
+"""Run many trainings from one resumable command: the tables in this folder are made with it.
 
 A job is a run of ``everclip``; its results.json, with the processor's seconds added, is kept in a folder of the
 project, and a job whose file is there is not run again, unless its words or the defaults have changed. Jobs run side by
@@ -104,9 +104,9 @@ class Bench:
         return found
 
     def _run(self, job: Job) -> str:
-        """Run one job; a line that says how it went. A failed one leaves its output beside its run directory.
+        """Run one job; return a line on how it went. A failed one leaves its output beside its run directory.
 
-        What a killed job left is gone on with, unless the job asks for something else by now.
+        What a killed job left is continued, unless the job asks for something else by now.
         """
         begun = self.scratch / f"{job.name}.asked"
         if (self.scratch / job.name).exists() and not (begun.exists() and begun.read_text() == _asked(job)):
@@ -149,7 +149,7 @@ class Bench:
 
 
 def _asked(job: Job) -> str:
-    """What a result is a result of."""
+    """The words and the defaults that a result depends on."""
     return " ".join([*job.words, *job.held_out, f"defaults={NEWEST}"])
 
 
@@ -219,7 +219,7 @@ def write(file: Path, value: Json) -> None:
 def pictures(source: Path, scratch: Path, *sets: str) -> None:
     """Put sets of pictures into the scratch folder, from folders or archives of ``source``.
 
-    With pacs128 comes its part pacs_part/, with imagenet1k-sample imagenet/, one picture of each class.
+    pacs128 comes with its part pacs_part/, imagenet1k-sample with imagenet/, one picture of each class.
     """
     for name in sets:
         target = scratch / name

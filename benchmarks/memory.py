@@ -3,9 +3,9 @@
     python -m benchmarks.memory [--model ViT-B-32 | --model lite] [--batch 32]
 
 ``everclip train`` in a process of its own, one thread, fp32, method gdro: 80 pictures of 10 classes, two steps, the
-test and both checkpoints, so all that a run does is in it. Random weights (`lite` has its own), 224 px. Full
-fine-tuning, with blocks computed twice too, and ``tune=top:2`` above a kept trunk; beside them importing torch alone.
-Goals for ViT-B-32: 3.0 GB in full, 1.3 GB cached. The last line is one JSON object.
+test and both checkpoints, so that all that a run does is included. Random weights (`lite` has its own), 224 px.
+Measured are full fine-tuning, the same with gradient checkpointing, ``tune=top:2`` above a kept trunk, and the import
+of torch alone. Goals for ViT-B-32: 3.0 GB in full, 1.3 GB cached. The last line is one JSON object.
 """
 
 from __future__ import annotations

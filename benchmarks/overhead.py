@@ -1,4 +1,4 @@
-"""What everclip itself costs: its losses beside the towers, its loop beside a hand-written one.
+"""What everclip itself costs: its losses compared with the towers, its loop with a hand-written one.
 
     python -m benchmarks.overhead [--steps 40] [--batch 32]
 

@@ -1,4 +1,4 @@
-"""What the second reference of a run costs: the frozen features, beside the run that measures them.
+"""What the second reference of a run, the frozen features, costs compared with the rest of the run.
 
     python -m benchmarks.references [--epochs 5] [--rounds 3] [KEY=VALUE ...]
 

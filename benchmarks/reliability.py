@@ -1,13 +1,13 @@
-"""Faults, done to small runs on purpose: killed, signalled, out of disk, their checkpoints and inputs damaged.
+"""Faults in small runs, caused on purpose: kills, signals, full disks, damaged checkpoints and inputs.
 
     python -m benchmarks.reliability                      # all of it; goes on where it stopped
     python -m benchmarks.reliability --only R1,R5 --minutes 4
     python -m benchmarks.reliability --attacks            # every way in with every attack, again; takes minutes
     python -m benchmarks.reliability --page               # only write the page anew
 
-Items and what they draw depend on the seed and their number alone. Each is appended to ``reliability.jsonl`` when it is
-done; ``reliability.md`` is written from that at the end. What an item does stands in ``tests/faults/goals.py``, and for
-the goals "kill COMMAND" and "pair COMMAND" in ``commits.py`` and ``pairs.py`` beside it.
+Items and what they draw depend only on the seed and their number. Each is appended to ``reliability.jsonl`` when it is
+done; ``reliability.md`` is written from that at the end. What an item does is defined in ``tests/faults/goals.py``, and
+for the goals "kill COMMAND" and "pair COMMAND" in ``commits.py`` and ``pairs.py`` beside it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ intruder is a folder or a file of the user's that appears at the target while th
 
 
 def rows(path: Path, seed: int) -> list[Row]:
-    """The items done with this seed; a torn last line is one that was not."""
+    """The items done with this seed; a torn last line does not count."""
     if not path.exists():
         return []
     found: list[Row] = []
@@ -73,7 +73,7 @@ def rows(path: Path, seed: int) -> list[Row]:
 
 
 def pending(done: Sequence[Row], wanted: Sequence[str]) -> list[tuple[str, int]]:
-    """Items still to do, so that all goals advance alike; a goal of one long item comes half way."""
+    """Items still to do, in an order in which all goals advance alike; a goal of one long item comes half way."""
     there = {(row["goal"], row["index"]) for row in done}
     items = [
         (name, index) for name in wanted for index in range(GOALS[name].count) if (name, index) not in there
@@ -82,7 +82,7 @@ def pending(done: Sequence[Row], wanted: Sequence[str]) -> list[tuple[str, int]]
 
 
 def portable(row: Row, places: Sequence[Path]) -> Row:
-    """A row without folders of this machine, which messages and tracebacks have."""
+    """A row without the folders of this machine that messages and tracebacks contain."""
 
     def bare(value: Any) -> Any:
         if isinstance(value, str):
@@ -129,7 +129,7 @@ def page(done: Sequence[Row], seed: int, tables: Sequence[Table] = ()) -> str:
     """The results as a page.
 
     Args:
-        tables: more of them, each with its heading and its head.
+        tables: more tables, each with a heading and a header row.
     """
     lines = [
         "# Reliability",
@@ -202,7 +202,7 @@ def _indent(line: str) -> str:
 
 
 def _numbers(done: Sequence[Row]) -> list[str]:
-    """What is counted beside passed and failed."""
+    """What is counted besides passed and failed."""
     by_goal = {name: [row for row in done if row["goal"] == name] for name in GOALS}
     killed = [row.get("killed", []) for row in by_goal["R1"]]
     twice, once = (sum(sum(times) >= least for times in killed) for least in (2, 1))

@@ -33,7 +33,7 @@ SETTING = (
 
 
 class Method(NamedTuple):
-    """Words of a method; one that learns all tasks at once has no memory, and its last row alone."""
+    """Words of a method; one that learns all tasks at once has no memory, and only a last row."""
 
     words: tuple[str, ...]
     levels: tuple[int, ...] = tuple(LEVELS)

@@ -1,4 +1,4 @@
-"""Methods of 2023 to 2026 made for CLIP, beside everclip's own and what they are compared with.
+"""Methods of 2023 to 2026 made for CLIP, compared with everclip's own and with common baselines.
 
     EVERCLIP_DATA=/folder/with/caltech50/cifar100/imagenet1k-sample python -m benchmarks.rivals
 
@@ -24,7 +24,7 @@ HELD_OUT = ("--data", "imagenet:imagenet")
 RIVALS = ("fecam", "layup", "rail", "bofa", "rapf", "vis", "proof", "clap4clip", "engine")
 """Those that ``lite`` can carry."""
 PLAIN = "multilayer_lda-plain"
-"""It reads pictures alone, as the other closed forms here do, and not their mirror images as well."""
+"""It reads only the pictures, as the other closed forms here do, and not their mirror images."""
 DUAL = "rail-dual"
 """The other form of RAIL, on a kernel of all images: the better one in its paper."""
 METHODS = ("multilayer_lda", PLAIN, "slda", "ranpac", "gcl", "gdro", "finetune", *RIVALS, DUAL)
@@ -43,16 +43,16 @@ OWN = {
 """RAPF's published distances, 0.55 and 0.65, pair no classes of ``lite``; 1.3 pairs the nearest twentieth. As in its
 code for small sets, covariances are shrunk, and an epoch draws from each old class at least once."""
 GRIDS = {DUAL: ("method.gamma=0.1,1,3", "method.dual_lam=0.001,0.01,0.1", "method.beta=0.5,0.8,1.0")}
-"""Where a row's search is not its method's."""
+"""Searches of rows that differ from those of their methods."""
 ADAPTERS = ("bofa", "rapf", "vis", "proof", "clap4clip", "engine")
 """Methods that train small parts beside towers that stay as they are."""
 KEPT = ("tune=text", "cache.views=4", "cache.shared=true")
 """What they run with: four views of each image, whose features the trials and runs share. None trains the text tower;
-``tune=text`` says only that the image tower is frozen, and leaves ``proof`` the logit scale."""
+``tune=text`` only freezes the image tower, and lets ``proof`` train the logit scale."""
 TRAINED = ("gcl", "gdro", "finetune")
 
 NOTHING_TO_TUNE = ("slda",)
-"""It chooses all it has on the training images of each run."""
+"""It chooses all its constants on the training images of each run."""
 
 
 class Setting(NamedTuple):
@@ -127,7 +127,7 @@ def switched(method: str, found: Json | None) -> tuple[Job, Job]:
 
 
 def parts(bench: Bench) -> Iterator[list[Iterable[Job]]]:
-    """Yield chains of jobs, a part after another: of each setting those first that train no whole tower."""
+    """Yield chains of jobs, one part after another: in each setting, first those that train no whole tower."""
     frozen = tuple(method for method in METHODS if method not in TRAINED)
     first, second = SETTINGS
     yield from cells(bench, first, frozen)

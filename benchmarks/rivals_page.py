@@ -8,7 +8,7 @@ from statistics import fmean
 from benchmarks.jobs import Json, apart, machines
 
 CLEAR = 1.0
-"""Points from which a difference is taken as one."""
+"""Points from which a difference counts."""
 
 
 def page(results: dict[str, Json]) -> str:
@@ -117,8 +117,8 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
 
 
 def _runs(results: dict[str, Json], setting: str, method: str, level: int) -> list[Json | None]:
-    """Return the runs of a cell, None for one that is not there; with a memory, those without one of a method that
-    keeps no exemplars."""
+    """Return the runs of a cell, None for a missing one; for a method that keeps no exemplars, those without a memory
+    serve every memory size."""
     from benchmarks.rivals import SEEDS, levels
 
     level = level if level in levels(method) else 0

@@ -1,11 +1,11 @@
-"""What a checkpoint costs: the pause of a run for each GB, and how long it takes to go on from one.
+"""What a checkpoint costs: the pause of a run per GB, and how long it takes to continue from one.
 
     python -m benchmarks.saving [--gb 2] [--rounds 3] [--folder DIR]
 
-Weights and AdamW's moments of random numbers go through ``Store.commit`` as a run's do: written, hashed and
-brought to the disk. Going on finds the newest checkpoint, checks every file and reads it, as ``restore.read`` does.
-Beside them stands a plain ``torch.save`` of the same with fsync, and ``torch.load``; all in turn, medians of the rounds
-and of their ratios. Goals: a pause of at most 1.5 s a GB; 2 GB read in at most 5 s. Seconds are those that pass and, in
+Weights and AdamW's moments of random numbers go through ``Store.commit`` as a run's do: written, hashed and flushed to
+the disk. Continuing finds the newest checkpoint, checks every file and reads it, as ``restore.read`` does. Both are
+compared with a plain ``torch.save`` of the same with fsync, and ``torch.load``; all in turn, medians of the rounds and
+of their ratios. Goals: a pause of at most 1.5 s a GB; 2 GB read in at most 5 s. Seconds are by the clock and, in
 brackets, the processor's. The last line is one JSON object.
 """
 

@@ -1,4 +1,5 @@
-"""How fast ``everclip serve`` is beside direct ``predict``, and what it loses when versions change or it is killed.
+"""The speed of ``everclip serve`` compared with direct ``predict``, and its losses when versions change or it is
+killed.
 
     EVERCLIP_DATA=/folder/with/caltech50 python -m benchmarks.serving [--seconds 60]
 
@@ -55,7 +56,7 @@ class Load:
         versions: number of answers by version.
         failed: what went wrong, once per request.
         first: version -> time of its first answer.
-        took: seconds, all in all.
+        took: seconds in all.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -105,7 +106,8 @@ def loaded(
     changes: Callable[[Load], object] = lambda load: None,
     clients: int = CLIENTS,
 ) -> Load:
-    """Ask as many clients for some seconds, and for as long as ``changes``, which is called beside them, takes."""
+    """Ask with ``clients`` clients for some seconds, and at least until ``changes``, which runs beside them,
+    returns."""
     load, end, begin = Load(), threading.Event(), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         asking = [
@@ -166,7 +168,8 @@ def serving(model: Path, log: Path, port: int = 0) -> Iterator[tuple[subprocess.
 
 
 def versions(scratch: Path) -> list[str]:
-    """Write v1, v2 and the link ``current``; return test pictures of the first classes. What was made is made once."""
+    """Write v1, v2 and the link ``current``; return test pictures of the first classes. Versions that were made before
+    are used again."""
     source, made = Path(os.environ["EVERCLIP_DATA"]).resolve() / "caltech50", scratch / "made"
     names = sorted(path.name for path in (source / "train").iterdir())[: FIRST + NEW]
     every = ["--method", "layers", "--max-drop", "100"]  # what an update prefers, without training the others
@@ -199,7 +202,7 @@ def versions(scratch: Path) -> list[str]:
 
 
 def switched(scratch: Path, port: int, bodies: list[bytes], seconds: float) -> tuple[Load, float, float]:
-    """Move the link on, then roll back, while clients ask. Also return the seconds until either was answered with."""
+    """Move the link on, then roll back, while clients ask. Also return the seconds until the first answer of each."""
     moments = {}
 
     def changes(load: Load) -> None:
@@ -221,7 +224,7 @@ def switched(scratch: Path, port: int, bodies: list[bytes], seconds: float) -> t
 
 
 def attacked(port: int, body: bytes) -> Json:
-    """Send malformed requests; count those that are answered wrongly, and look whether the server is as before."""
+    """Send malformed requests; count those that are answered wrongly, and check that the server answers as before."""
     client = Client(port)
     before = client.ask("/predict", body)
     sent = list(malformed.requests(1, MALFORMED))

@@ -2,13 +2,12 @@
 
     python -m benchmarks.start [--rounds 9] [--steps 3]
 
-Each is a process of its own, on one thread; variants in turn in every round, medians of the rounds. Help and checks
-are multiples of ``python -c pass`` by the processor's seconds (a busy machine makes a process late but not dearer),
-and Python is asked whether they import torch. The first step is that of `everclip train` (`lite` on the emoji
-pictures), of `lite` at 96 px and of ViT-B-32 with random weights on 90 pictures (batches of 4; `lite` without the
-closed forms on frozen features), up to the end of that step: the model is built, all pictures are read, the pretrained
-model is tested on the test set, the first checkpoint is written. Beside it stand ``import torch`` and
-``import open_clip``.
+Each is a process of its own, on one thread; variants in turn in every round, medians of the rounds. Help and checks are
+given as multiples of ``python -c pass`` in processor seconds (a busy machine makes a process late but not dearer), and
+Python is asked whether they import torch. The first step is that of `everclip train` (`lite` on the emoji pictures), of
+`lite` at 96 px and of ViT-B-32 with random weights on 90 pictures (batches of 4; `lite` without the closed forms on
+frozen features), up to the end of that step: the model is built, all pictures are read, the pretrained model is tested
+on the test set, the first checkpoint is written. ``import torch`` and ``import open_clip`` are measured, too.
 Goals: help at most 0.3 s, a check at most 0.5 s, both without torch; the first step of `lite` at most 3.5 s, others at
 most 3 s after the import. The last line is one JSON object.
 """

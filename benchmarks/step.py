@@ -1,17 +1,17 @@
-"""A training step beside that of a plain loop: how many times faster, and how near to what the machine can do.
+"""A training step compared with that of a plain loop: how many times faster, and how near to what the machine can do.
 
     python -m benchmarks.step [--model ViT-B-32] [--rounds 7] [--threads 1]
     python -m benchmarks.step --model lite
 
-The plain loop stands in this file. It trains as open_clip and FLYP do: a caption for each image, padded to the tower's
-full length, CLIP's loss, AdamW as torch builds it, fp32. The others are this package's own step with method=clip: full
+The plain loop is in this file. It trains as open_clip and FLYP do: a caption for each image, padded to the tower's full
+length, CLIP's loss, AdamW as torch builds it, fp32. The others are this package's own step with method=clip: full
 fine-tuning, the last 4 or 2 blocks above a trunk whose activations are kept, and low-rank updates of rank 8.
 
 Batches of 16 pictures of 10 classes, random weights (nothing is downloaded; `lite` has its own), the processor's
-seconds of the process, variants in turn within every round; a ratio is the median over the rounds. The share is that of
-the operations counted in a step (torch's flop counter) at the rate of a product of two 2048 x 2048 matrices in the same
-precision; of a convolutional tower there is none, for the counter takes grouped convolutions for whole ones. The last
-line is one JSON object with the ratios.
+seconds of the process, variants in turn within every round; a ratio is the median over the rounds. The share is the
+rate of a step's operations (torch's flop counter) over that of a product of two 2048 x 2048 matrices in the same
+precision; a convolutional tower has none, as the counter takes grouped convolutions for whole ones. The last line is
+one JSON object with the ratios.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ours:
         return cls(context, update, loader.batches(task.train, current, phase, 0, 0, STEPS))
 
     def step(self, precision: str) -> Callable[[], None]:
-        """A step in this precision; its batch is at hand."""
+        """A step in this precision; its batch is already loaded."""
         plan, batch = self.context.plan, next(self.batches)
         task, train = plan.tasks[0], plan.config.train.model_copy(update={"precision": precision})
         self.context.plan = replace(plan, config=plan.config.model_copy(update={"train": train}))
@@ -146,7 +146,7 @@ class Plain:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-7, weight_decay=0.1)
 
     def step(self) -> Callable[[], None]:
-        """A step; its batch is at hand, and its captions are tokens."""
+        """A step; its batch is already loaded, and its captions are tokenised."""
         batch = next(self._batches)
         tokens = self._tokenize([f"a photo of a {self._names[label]}." for label in batch.labels.tolist()])
 
@@ -182,7 +182,7 @@ def rate(kind: torch.dtype, side: int = 2048) -> float:
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Of the matrix products, convolutions and attention of a call."""
+    """Count the operations of a call's matrix products, convolutions and attention."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

@@ -26,7 +26,7 @@ CALTECH = "data=imagefolder:caltech50"
 
 
 class Stream(NamedTuple):
-    """A scenario with its data: the words of a run, the measure that it is read by, and who takes part."""
+    """A scenario with its data: the words of a run, the measure that is reported, and the methods that take part."""
 
     words: tuple[str, ...]
     measure: str
@@ -62,7 +62,7 @@ def job(stream: str, method: str) -> Job:
 
 
 def jobs() -> list[Job]:
-    """All runs, a method on every stream before the next, so that a part of them says something of all."""
+    """All runs, one method on every stream before the next, so that a part of them covers all streams."""
     return [
         job(name, method)
         for method in (*METHODS, "zscl")
@@ -72,8 +72,8 @@ def jobs() -> list[Job]:
 
 
 def dated(pictures: Path, out: Path) -> None:
-    """List the pictures of a folder with made-up times: each class is there in a period of its own, wide and in the
-    order of a hash, so that periods overlap; pictures of a class are spread over it evenly."""
+    """List the pictures of a folder with made-up times: each class has a wide period of its own, in the order of a
+    hash, so that periods overlap; its pictures are spread evenly over that period."""
     classes = sorted(path.name for path in (pictures / "train").iterdir())
     order = sorted(classes, key=lambda name: hash64("dated", name))
     half = out.with_name(f"{out.name}.part")

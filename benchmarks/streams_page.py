@@ -90,7 +90,7 @@ def _cells(run: Json | None, cross: bool, count: int) -> list[str]:
 
 
 def draw(results: Mapping[str, Json]) -> None:
-    """A panel a stream, a bar a method, by the measure of the stream; the pretrained model as a line."""
+    """One panel per stream and one bar per method, by the stream's measure; the pretrained model as a line."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots(2, 4).ravel()
     for ax, (name, stream) in zip(axes, STREAMS.items(), strict=False):

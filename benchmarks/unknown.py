@@ -49,7 +49,7 @@ SIZE, KNOWN, SEEDS, RATES = 96, 25, (0, 1, 2, 3, 4), (0.02, 0.05, 0.1)
 FORMS = {"layers": {"name": "multilayer_lda"}, "ridge": {"name": "ridge"}}
 PARTS = (("layers", False), ("layers", True), ("ridge", False))
 LATER, KEPT = 5, 2
-"""Classes that come in a second update, and check images that a version keeps of each class before that."""
+"""Classes that come in a second update, and check images that a version keeps of each earlier class."""
 SURE = 0.9
 Json = dict[str, Any]
 Rows = tuple[Float32[Tensor, "n m"], ImageSet]
@@ -86,13 +86,13 @@ def split(clip: Clip, every: dict[str, Rows], form: str, seed: int, later: bool)
     """Return the numbers of one split.
 
     Args:
-        later: whether the last known classes come in a second update, and of the others few check images are left.
+        later: whether the last known classes come in a second update, so that few check images of the others are left.
     """
     order = np.random.default_rng(seed).permutation(2 * KNOWN)
     place = np.full(2 * KNOWN, -1)
     place[order[:KNOWN]] = np.arange(KNOWN)
     images = every["caltech50 train"][1].relabel(place.tolist())
-    # other ids make other images check images in each split
+    # new ids, so that each split has other check images
     ids = np.array([hash64("split", seed, sample) for sample in images.ids.tolist()])
     images = replace(images, rows=np.arange(len(images)), ids=ids)
     learned, checks = images.select(images.labels >= 0).apart(SHARE, "check", MOST_CHECKS)

@@ -1,4 +1,4 @@
-"""Ten updates in a row: the automatic choice beside each fixed one, joint training, ridge and plain fine-tuning.
+"""Ten updates in a row: the automatic choice compared with each fixed one, joint training, ridge and plain fine-tuning.
 
     EVERCLIP_DATA=/folder/with/caltech50/and/pacs128 python -m benchmarks.updates
 
@@ -240,7 +240,7 @@ def _timed(rows: list[Json], start: float) -> list[Json]:
 
 
 def wanted() -> Iterator[tuple[str, str, Callable[[Setting, str, Path], Json]]]:
-    """Every chain, the ones that the question is about first."""
+    """Every chain, the ones that matter most first."""
     yield from ((name, choice, chain) for choice in ("layers", "ridge", "auto") for name in SETTINGS)
     yield from ((name, choice, reference) for choice in REFERENCES for name in SETTINGS)
     yield from (

@@ -32,7 +32,7 @@ ABOUT = (
     " compared on test images."
 )
 FROZEN = ("ridge", "layers", "means", "nothing", "ridge on all images")
-"""What trains nothing, so that its encoder is the pretrained one."""
+"""Choices that train nothing, so that their encoder is the pretrained one."""
 
 
 def page(results: Mapping[tuple[str, str], Json]) -> str:

@@ -1,12 +1,12 @@
-"""A real ViT-B/16 with random weights, from the config `cifar100` in small: images a second, and memory.
+"""A real ViT-B/16 with random weights, from a small version of the config `cifar100`: images per second, and memory.
 
     python -m benchmarks.vit_b16                                                   # a processor, in minutes
     python -m benchmarks.vit_b16 --device cuda --precision bf16 --batch 256 --steps 60 --images 400
 
-Two tasks of ten classes; the data set is an archive of CIFAR-100's own layout with noisy pictures, written into a
-folder that is deleted afterwards, and so are the weights: nothing is downloaded, and accuracies mean nothing. Each
-method runs in a process of its own, so that its peak memory is its own. Rows are kept in vit_b16.json, one for each
-method, device, precision and batch size; vit_b16.md is written from them.
+Two tasks of ten classes; the data set is an archive of CIFAR-100's own layout with noisy pictures, written, like the
+weights, into a folder that is deleted afterwards: nothing is downloaded, and accuracies mean nothing. Each method runs
+in a process of its own, so that its peak memory is its own. Rows are kept in vit_b16.json, one for each method, device,
+precision and batch size; vit_b16.md is written from them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Whole runs beside a plain loop and a tuned one: how much less of the processor's time, and whether as accurate.
+"""Whole runs compared with a plain loop and a tuned one: how much less processor time, and whether as accurate.
 
     EVERCLIP_DATA=/folder/with/caltech50/cifar100 python -m benchmarks.whole [--seeds 3] [--scratch DIR]
 
 Each is a process of its own on one thread, from the shell to its last line, and trains on the same pictures,
-exemplars, batches, rates and steps with `lite` at 96 px: five tasks, a memory of 5 exemplars per class. The plain
-loops stand in benchmarks/plain.py; the untuned one takes an hour of CIFAR-100 and runs on caltech50 with seed 2
-alone. All test the pretrained model first and all classes seen after each task, as everclip does here
-(`evaluate.ahead=false references=none`; its checkpoints and its page are in its time). They run one after another for
-each cell and seed; ratios are medians over the seeds. Writes benchmarks/whole.md; what is in benchmarks/whole/ is not
-run again.
+exemplars, batches, rates and steps with `lite` at 96 px: five tasks, a memory of 5 exemplars per class. The plain loops
+are in benchmarks/plain.py; the untuned one would take an hour on CIFAR-100, and runs only on caltech50 with seed 2. All
+test the pretrained model first and all classes seen after each task, as everclip does here (`evaluate.ahead=false
+references=none`; its checkpoints and its page are in its time). They run one after another for each cell and seed;
+ratios are medians over the seeds. Writes benchmarks/whole.md; what is in benchmarks/whole/ is not run again.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ CELLS = {
 
 
 def words(cell: Cell, data: str, seed: int, out: Path) -> list[str]:
-    """Of ``everclip train``."""
+    """The words of ``everclip train``."""
     common = [f"data={data}", f"scenario.tasks={TASKS}", f"memory.per_class={EXEMPLARS}", f"seed={seed}"]
     common += [f"train.epochs={cell.epochs}", "evaluate.ahead=false", "references=none", "device=cpu"]
     return [*common, *cell.words, f"out={out}"]
@@ -220,7 +219,7 @@ def paired(apart: list[float]) -> str:
 
 
 def key_of(place: str, name: str, seed: int) -> str:
-    """Of a measurement and its file."""
+    """The name of a measurement and its file."""
     return f"{place}-{name.replace(', ', '-').replace(' ', '-').replace(':', '')}-s{seed}"
 
 

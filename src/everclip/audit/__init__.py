@@ -1,1 +1,1 @@
-"""Look through a data set for what spoils a comparison: pictures twice, wrong labels, broken and tiny files."""
+"""Look through a data set for what spoils a comparison: duplicate pictures, wrong labels, broken and tiny files."""

@@ -1,4 +1,4 @@
-"""Check a data set's pictures: what is there twice, whose label is in doubt, what is broken or tiny."""
+"""Check a data set's pictures: find duplicates, doubtful labels, and broken or tiny files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from everclip.models.clip import Clip
 from everclip.system.progress import Progress
 
 NEAR = 0.95
-"""Cosine of features from which on two pictures are called near duplicates."""
+"""Cosine of features from which two pictures count as near duplicates."""
 TINY = 32
 """Pixels: a picture with a shorter side than this is tiny."""
 SMALL = 16
@@ -114,7 +114,7 @@ class Findings:
         ]
 
     def copies(self, part: str) -> int:
-        """Return how many pictures of a part are there once more within it, byte for byte."""
+        """Return how many pictures of a part are byte-for-byte copies of another one in it."""
         inside = ([place for place in group if self.part(place) == part] for group in self.groups)
         return sum(max(0, len(places) - 1) for places in inside)
 
@@ -132,7 +132,7 @@ class Findings:
         return np.flatnonzero((short > 0) & (short < self.options.tiny)).tolist()
 
     def as_json(self, most: int) -> dict[str, Any]:
-        """Return all counts, and at most so many pictures of each kind."""
+        """Return all counts, and at most ``most`` pictures of each kind."""
 
         def about(place: int) -> dict[str, Any]:
             return {"image": self.key(place), "part": self.part(place), "class": self.name(place)}
@@ -247,7 +247,7 @@ def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64],
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Return what the header of an encoded picture says; 0, 0 of what is none."""
+    """Return the width and height in the header of an encoded picture; 0, 0 if it is none."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.size
@@ -258,7 +258,7 @@ def _size(content: bytes) -> tuple[int, int]:
 def _decoded(
     clip: Clip | None, images: ImageSet, progress: Progress
 ) -> tuple[Pixels, torch.Tensor | None, NDArray[np.int64]]:
-    """Decode all pictures: what is broken, features of the others where there is a model, and their places."""
+    """Decode all pictures. Return what is broken, features of the others if there is a model, and their places."""
     if clip is None:
         pixels = Pixels(images.store, lambda image: image.resize((SMALL, SMALL)), SMALL, cache_bytes=0)
         progress.start("decode pictures", len(images))
@@ -275,7 +275,7 @@ def _decoded(
 
 def _suspects(found: Dataset, images: ImageSet, rows: torch.Tensor, good: NDArray[np.int64]) -> list[Suspect]:
     """Return pictures for which another class is ahead, the greatest doubt first; without those that are alone in their
-    class, of which nothing else could say that it is their own."""
+    class, as no other picture could support their label."""
     labels = torch.from_numpy(images.labels[good])
     if len(labels.unique()) < 2:
         return []

@@ -24,13 +24,13 @@ from torch.nn.functional import normalize, one_hot
 from everclip.methods.shared.closed_form import best_lam
 
 CHUNK = 4096
-"""Rows that are in fp64 at once."""
+"""Number of rows that are in fp64 at once."""
 LEAST_FREE = 1e-9
-"""Below it 1 - h is rounding: the picture alone decides on itself."""
+"""Below it 1 - h is rounding error: the picture alone decides its own prediction."""
 
 
 class Doubts(NamedTuple):
-    """Of each picture how far another class is ahead of its own, and which class that is."""
+    """How far another class is ahead of each picture's own, and which class that is."""
 
     doubt: Float64[Tensor, " n"]
     other: Int64[Tensor, " n"]
@@ -67,7 +67,7 @@ def doubts(features: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"], classe
 
 
 def _chunks(features: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"], mean: Float64[Tensor, " d"]):
-    """Rows in fp64 about their mean, unit length, with a constant as the last column; and their labels."""
+    """Yield centred rows in fp64, of unit length, with a constant as the last column; and their labels."""
     for rows, own in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         centred = normalize(rows.double() - mean, dim=1)
         yield torch.cat([centred, torch.ones(len(rows), 1, dtype=torch.float64)], 1), own

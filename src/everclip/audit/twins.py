@@ -1,4 +1,4 @@
-"""Find pictures that are there twice: byte for byte by a hash, and nearly by their features."""
+"""Find duplicate pictures: exact ones by a hash, near ones by their features."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from everclip.data.inventory import silent
 BLOCK = 2048
 """Rows of features that are compared with as many others at once."""
 MOST_PAIRS = 10_000
-"""Near pairs that are kept, those between the parts first; the others are counted."""
+"""Number of near pairs that are kept, those between the parts first; the others are only counted."""
 
 
 class Pair(NamedTuple):
-    """Two pictures by their places, the first of them first, and the cosine of their features, from -1 to 1."""
+    """Two pictures by their places, the lower one first, and the cosine of their features, from -1 to 1."""
 
     first: int
     second: int
@@ -28,10 +28,10 @@ class Pair(NamedTuple):
 
 
 def groups(contents: NDArray[np.int64]) -> list[list[int]]:
-    """Return the places of pictures with the same content, a list for each content that is there twice or more.
+    """Return the places of pictures with the same content, a list for each content that occurs more than once.
 
     Args:
-        contents: ``[n]``, ids of content; negative ones are unknown and equal to none.
+        contents: ``[n]``, ids of content; negative ones are unknown and match nothing.
     """
     order = np.argsort(contents, kind="stable")
     order = order[contents[order] >= 0]
@@ -50,14 +50,14 @@ def near(
     """Return pairs of pictures whose features have a cosine of ``least`` or more, how many there are, and how many test
     pictures are in one with a training picture.
 
-    The first pairs are those of a training and a test picture, and of each kind the nearest. Pictures of the same
-    content are no near pair. Blocks of features are compared with blocks, so that no matrix of all pairs is ever held;
-    the work grows with the square of n.
+    Pairs of a training and a test picture come first; within each kind, the nearest ones come first. Pictures of the
+    same content are not a near pair. Blocks of features are compared with blocks, so that no matrix of all pairs is
+    ever held; the work grows with the square of n.
 
     Args:
         features: unit length.
         contents: ``[n]``, as for ``groups``.
-        train: so many rows, the first, are training pictures.
+        train: number of training pictures, which are the first rows.
         step: is called with the number of rows that are done.
     """
     known = torch.from_numpy(contents)

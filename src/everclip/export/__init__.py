@@ -46,11 +46,11 @@ class Written:
 
 @dataclass(frozen=True, eq=False)
 class More:
-    """What an ONNX export may have beside the graph.
+    """What an ONNX export may have besides the graph.
 
     Args:
         separate: also a graph for each encoder and one for the classifier.
-        int8: the images to make an 8-bit graph with; None: none is made.
+        int8: the images to make an 8-bit graph with; None: no such graph.
     """
 
     separate: bool = False
@@ -59,7 +59,7 @@ class More:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what another package prints, logs and warns of; what goes wrong comes as an exception."""
+    """Silence what another package prints, logs and warns of; errors still come as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -86,9 +86,9 @@ def export(
     """Write a model in a format, with a model card.
 
     Args:
-        out: a folder that is not there, or is empty.
-        pictures: what the export is compared with torch on.
-        more: what an ONNX export has beside the graph.
+        out: a new or empty folder.
+        pictures: inputs on which the export is compared with torch.
+        more: what an ONNX export has besides the graph.
 
     Raises:
         UserError: an unknown format, a missing package, ``out`` holds something, or the format has no ``more``.

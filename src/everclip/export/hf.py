@@ -2,11 +2,11 @@
 
     config.json, model.safetensors                            the towers, and the classes as id2label
     vocab.json, merges.txt, tokenizer_config.json             the tokenizer
-    preprocessor_config.json                                  how CLIPImageProcessor makes the input of a picture
-    classes.json, class_embeddings.safetensors, example.py    the classes, and a program that tells them
+    preprocessor_config.json                                  how CLIPImageProcessor turns a picture into the input
+    classes.json, class_embeddings.safetensors, example.py    the classes, and a program that predicts them
 
-Features of the same input are those of torch. CLIPImageProcessor itself resizes with torchvision, or rounds the crop
-otherwise, so that its input may differ by a pixel's place.
+For the same input, features are those of torch. CLIPImageProcessor itself resizes with torchvision, or rounds the crop
+differently, so its input may be shifted by a pixel.
 
 Source: the names of weights in transformers' modeling_clip.py and in open_clip's model.py and transformer.py
 """
@@ -40,13 +40,13 @@ EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "hf_example.py"
 MOST = 256
 """Largest number of prompts that are compared with torch."""
 _RESAMPLE = {"bicubic": 3, "bilinear": 2, "random": 3}
-"""Pillow's numbers of what open_clip resizes by; "random" is so in training alone."""
+"""Pillow's numbers for open_clip's interpolations; "random" is random only in training."""
 _EPS = 1e-5
 _EMBEDDINGS = "class_embeddings.safetensors"
 _BOTH = {"layers", "width", "mlp_ratio", "norm_kwargs"}
 _VISION = _BOTH | {"head_width", "patch_size", "image_size", "patch_dropout"}
 _TEXT = _BOTH | {"context_length", "heads", "eos_id", "pad_id"}
-"""Settings of open_clip's towers that transformers has, or that training alone reads; others must be the defaults."""
+"""Settings of open_clip's towers that transformers has, or that only training reads; others must be the defaults."""
 _BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -75,7 +75,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
     """Write the folder, and compare what transformers makes of it with torch.
 
     Raises:
-        UserError: transformers is missing or has no such tower, or more than the text tower classifies.
+        UserError: transformers is missing or has no such tower, or the classifier is more than the text tower.
         RunError: transformers gives other features.
     """
     try:
@@ -109,7 +109,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 
 def config_of(model: Deployed) -> dict[str, Any]:
-    """Return config.json of a model. Raises UserError where transformers' CLIPModel is another architecture."""
+    """Return a model's config.json. Raises UserError where transformers' CLIPModel has another architecture."""
     encoder = model.encoder
     if not model.reads_text:
         raise UserError(f"{model.spec} classifies by more than its text tower: use --format onnx")
@@ -156,7 +156,7 @@ def config_of(model: Deployed) -> dict[str, Any]:
 
 
 def _supported(spec: str, encoder: Clip) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the settings of both towers. Raises UserError where one is none of transformers'."""
+    """Return the settings of both towers. Raises UserError for a setting that transformers lacks."""
     vision, text = encoder.config["vision_cfg"], encoder.config["text_cfg"]
     odd: list[str] = []
     for name, given, kind, known in (
@@ -179,7 +179,7 @@ def _supported(spec: str, encoder: Clip) -> tuple[Mapping[str, Any], Mapping[str
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return open_clip's weights by the names of transformers, queries, keys and values apart."""
+    """Return open_clip's weights under transformers' names, with queries, keys and values split."""
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         if name in _NAMES:

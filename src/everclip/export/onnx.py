@@ -1,12 +1,12 @@
 """Export an ONNX graph from pictures to scores, with all that a program without torch needs beside it.
 
     model.onnx          images float32 [batch, 3, size, size] -> logits float32 [batch, classes]; any batch size
-                        and, of a closed form that keeps thresholds, unknown_score float32 [batch]
+                        and, for a closed form that keeps thresholds, unknown_score float32 [batch]
     labels.json         the classes, in the order of the columns
     preprocess.json     how a picture becomes ``images``
     example.py          a standalone program: numpy, Pillow and onnxruntime
 
-The classes are fixed: of a model whose text tower classifies, the graph has the image tower and the class embeddings.
+The classes are fixed: where the text tower classifies, the graph has the image tower and the class embeddings.
 softmax(logits) are the probabilities that ``everclip predict`` shows, a fitted temperature included.
 """
 
@@ -36,10 +36,11 @@ from everclip.metrics.calibration import probabilities
 from everclip.models.clip import Clip
 
 TOLERANCE = 1e-3
-"""Largest difference of a probability, and of an unknown score as a fraction of the span of all: of the pictures' and
-those that are kept."""
+"""Largest difference of a probability, and of an unknown score as a fraction of the span of all scores, the pictures'
+and the kept ones."""
 LEAST_SPAN = 0.1
-"""Span of unknown scores that are all alike, as a fraction of the largest: they are off by parts of what they are."""
+"""Least span of unknown scores, as a fraction of the largest: the error of scores that are all alike goes by their
+size."""
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Rates of false alarms whose thresholds are written, as far as the held-out images allow them."""
 EXAMPLE = Path(__file__).parents[1] / "assets" / "export" / "onnx_example.py"
@@ -71,7 +72,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
 
 
 class _Graph(nn.Module):
-    """Images, normalised as preprocess.json says, to logits and, where there are thresholds for it, unknown scores."""
+    """Map images, normalised as preprocess.json says, to logits and, if it has thresholds, to unknown scores."""
 
     def __init__(self, model: Deployed) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class _Graph(nn.Module):
 
 
 def _judges(model: Deployed) -> bool:
-    """Return whether a model has thresholds for a score that its logits do not tell."""
+    """Return whether a model has thresholds for a score that does not follow from its logits."""
     return model.unknown is not None and model.judge.names == (model.unknown.score,) != (LOGIT,)
 
 
@@ -146,7 +147,7 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
         "output": "logits: float32 [batch, classes]; softmax: probabilities; -inf: a class never trained",
         "size": clip.image_size,
         "resize_mode": known["resize_mode"],
-        # "random" is so in training alone
+        # "random" is random only in training
         "interpolation": "bilinear" if known["interpolation"] == "bilinear" else "bicubic",
         "fill_color": known["fill_color"],
         "mean": list(clip.mean),

@@ -4,7 +4,7 @@ open_clip_config.json, open_clip_model.safetensors     the towers
 everclip.json                                          classes, prompts, temperature
 method.pt                                              only if something other than the text tower classifies
 config.json, tokenizer.json, ...                       of a Hugging Face text tower
-manifest.json                                          SHA-256 of each of these, by which a server knows a new model
+manifest.json                                          SHA-256 of each of these, by which a server recognises a model
 """
 
 from __future__ import annotations

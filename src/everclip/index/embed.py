@@ -1,7 +1,7 @@
 """Embed pictures and texts shard by shard; a killed process is continued bit for bit.
 
-Shards are cut from the whole list, readable or not, and batches from shards: so the repeated command computes the
-same batches as one that was never stopped.
+Shards are cut from the whole list, readable or not, and batches from shards: so a repeated command computes the same
+batches as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pictures(
 ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
     """Return unit-length embeddings of the readable pictures, on the CPU, and their places in ``images``.
 
-    The next batch is decoded while one is encoded; ``pixels.broken`` has the others.
+    The next batch is decoded while one is encoded; ``pixels.broken`` has the unreadable ones.
 
     Args:
         images: their ids tell them apart.
@@ -92,7 +92,7 @@ class Work:
 
     Args:
         sources: as they were given.
-        ids: of each.
+        ids: of each picture or text.
         images: the pictures, in the order of ``ids``; None where the ids are the texts.
     """
 
@@ -102,10 +102,11 @@ class Work:
 
     @classmethod
     def of(cls, kind: str, sources: Sequence[str], written: bool = True) -> Work:
-        """List some sources.
+        """List what some sources hold.
 
         Raises:
-            UserError: a name is no UTF-8; or as ``listing.pictures``, with its arguments, and ``listing.texts``.
+            UserError: a name is not UTF-8; or as ``listing.pictures``, whose arguments these are, and
+                ``listing.texts``.
         """
         check_text(sources, "what is to be embedded")
         if kind == IMAGE:
@@ -120,7 +121,7 @@ class Work:
         return TEXT if self.images is None else IMAGE
 
     def without(self, done: Set[str]) -> Work:
-        """Return what is left where some ids are done."""
+        """Return what is left once some ids are done."""
         left = np.array([name not in done for name in self.ids], dtype=bool)
         ids = [name for name in self.ids if name not in done]
         return Work(self.sources, ids, None if self.images is None else self.images.select(left))
@@ -132,7 +133,7 @@ class Report:
 
     Args:
         vectors: embeddings in the folder.
-        made: of them by this call, in ``seconds``.
+        made: how many of them this call made, in ``seconds``.
         skipped: id -> reason, of all that the folder knows to be unreadable.
     """
 
@@ -148,8 +149,8 @@ def embed(
     """Write embeddings into a new folder, or continue one. Call it with ``path`` claimed.
 
     Args:
-        model, image_size: what the encoder was opened by, for who opens it again.
-        half: whether a new folder has float16.
+        model, image_size: what the encoder was opened by, for whoever opens it again.
+        half: whether a new folder stores float16.
 
     Raises:
         UserError: the folder has embeddings of another encoder, of the other kind or precision, or is damaged.
@@ -193,7 +194,7 @@ def _shard(
 
 
 class _Pace:
-    """Shows how many are done a second."""
+    """Shows how many are done per second."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress, self._what = progress, what
@@ -206,7 +207,7 @@ class _Pace:
 
 
 def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:
-    """Return the folder to write to, new or as it is. Raises UserError where these embeddings do not belong into it."""
+    """Return the folder to write to, new or existing. Raises UserError where these embeddings do not belong in it."""
     mark = fingerprint(clip)
     if not path.exists() or not any(path.iterdir()):
         kind = "float16" if half else "float32"

@@ -1,4 +1,4 @@
-"""Open the encoder of a model, and know it again: a fingerprint of all that an embedding depends on."""
+"""Open the encoder of a model, and identify it by a fingerprint of all that an embedding depends on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOGITS = ("logit_scale", "logit_bias")
 
 
 def open_encoder(spec: str, image_size: int | None = None) -> Clip:
-    """Return the two towers of any model: of a run or a model folder those in use, whatever classifies on top of them.
+    """Return the two towers of any model; for a run or a model folder those in use, whatever classifies on top of them.
 
     Args:
         image_size: side in pixels, of a model that has learned nothing; the others have their own.
@@ -28,7 +28,7 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
     Raises:
         UserError: no such model, or one that takes features in place of pictures.
     """
-    recover(Path(spec).expanduser())  # of a rollback that was interrupted
+    recover(Path(spec).expanduser())  # from an interrupted rollback
     if is_learned(spec):
         clip = open_model(spec, image_size=image_size, pairs=True).encoder
     else:
@@ -42,8 +42,8 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
 def fingerprint(clip: Clip) -> str:
     """Return the SHA-256 of the weights of both towers and of how pictures are prepared, in hexadecimal.
 
-    Two models have the same one where they embed a picture, or a text, alike: what classifies on top of the towers, the
-    logit scale and where the weights lie make no difference. A tokenizer goes with its text tower's weights.
+    Two models have the same one if they embed pictures and texts alike: what classifies on top of the towers, the logit
+    scale and the place of the weights make no difference. A tokenizer goes with its text tower's weights.
     """
     state = clip.whole_state()
     about = {

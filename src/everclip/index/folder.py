@@ -7,8 +7,8 @@ table.json      what they are of: see ``Table``
 000001.npy ...
 manifest.json   bytes and SHA-256 of each of these files (checkpoint.py)
 
-A shard is there once the manifest has it; one with nothing but skipped pictures has no .npy. Whatever a killed process
-leaves beyond that is written anew by the next.
+A shard exists once the manifest lists it; one with nothing but skipped pictures has no .npy. Whatever else a killed
+process leaves is written anew by the next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT = 1
 TABLE = "table.json"
 IMAGE, TEXT = "image", "text"
 MOST_WIDTH, MOST_ROWS = 1 << 16, 10**6
-"""Numbers of an embedding, and rows of a shard."""
+"""Largest length of an embedding, and largest number of rows of a shard."""
 _AGAIN = "use another copy, or embed into a new folder"
 
 _TABLE = kinds.table(
@@ -66,7 +66,7 @@ class Table:
         kind: ``image`` or ``text``.
         model: the spec that it was opened by; image_size: side in pixels, where it was given.
         fingerprint: of the encoder (encoder.py).
-        width: numbers of an embedding.
+        width: length of an embedding.
         dtype: ``float32`` or ``float16``.
     """
 
@@ -186,7 +186,7 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
         rows: unit length.
 
     Raises:
-        UserError: what the rows are takes more than the JSON of a shard may have.
+        UserError: the list of the rows is larger than a shard's JSON may be.
         OSError: the disk is full or fails; what was there before stays.
     """
     name, contents = f"{len(vectors.shards):06d}", dict[str, bytes]()
@@ -215,10 +215,10 @@ def read(path: Path, whole: bool = False) -> Vectors:
     """Return the embeddings in a folder.
 
     Args:
-        whole: compare every byte with the manifest, in place of the sizes of the files.
+        whole: compare every byte with the manifest, not only the sizes of the files.
 
     Raises:
-        UserError: it is none, or a file of it is missing or is not what was written.
+        UserError: it holds no embeddings, or a file of it is missing or is not what was written.
     """
     if not is_vectors(path):
         what = f"has no {TABLE}" if path.is_dir() else "does not exist"
@@ -242,7 +242,7 @@ def read(path: Path, whole: bool = False) -> Vectors:
 
 
 def _shards(path: Path, table: Table, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Shard]:
-    """Yield the shards in order. Raises UserError where one is missing in their row."""
+    """Yield the shards in order. Raises UserError where one is missing between them."""
     listed = sorted(name[:-5] for name in entries if name[:-5].isdecimal() and name.endswith(".json"))
     names = [f"{number:06d}" for number in range(len(listed))]
     if listed != names:
@@ -255,7 +255,7 @@ def _shards(path: Path, table: Table, entries: Mapping[str, Mapping[str, Any]]) 
 
 
 def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:
-    """Return a shard, mapped from the disk. Raises UserError where it is none, or not of the table's form."""
+    """Return a shard, mapped from the disk. Raises UserError where it is no array, or not of the table's form."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError

@@ -22,9 +22,9 @@ def pictures(sources: Sequence[str], written: bool = True) -> tuple[ImageSet, li
     """Return the pictures of some sources in order, and an id of each: its path, or SOURCE/KEY.
 
     Args:
-        sources: files, folders (searched for images at any depth), and data sources such as ``imagefolder:photos``, of
-            which all images are taken.
-        written: whether the user wrote them; what a file names runs no code that it names.
+        sources: files, folders (searched for images at any depth), and data sources such as ``imagefolder:photos``, all
+            of whose images are taken.
+        written: whether the user wrote them; sources that a file names run no code.
 
     Raises:
         UserError: one of them does not exist or has no pictures.

@@ -31,9 +31,9 @@ from everclip.system.reading import Unreadable, open_regular
 FILE = "index.safetensors"
 """File of a version whose queries search an earlier encoder's embeddings."""
 PULLS = (0.01, 0.1, 1.0)
-"""mu, in parts of what n unit-length embeddings have in one of d directions on average, n / d."""
+"""mu, as a multiple of n / d, what n unit-length embeddings have in one of d directions on average."""
 RIDGES = (0.1, 1.0, 10.0)
-"""The strength of the ridge, in the same parts."""
+"""The strength of the ridge, as a multiple of the same."""
 RANKS = (16, 64, 256)
 _MOST = 1 << 30
 _MARK = re.compile("[0-9a-f]{64}")
@@ -44,7 +44,7 @@ class Map:
     """A map of embeddings.
 
     Args:
-        of, to: fingerprints of the encoder whose embeddings it takes, and of the one whose it gives.
+        of, to: fingerprints of the encoder whose embeddings it takes, and of the one whose embeddings it gives.
         kind: how it was chosen, in words.
     """
 
@@ -93,8 +93,8 @@ def fit(
     """Return the map that is best on pictures it was not fitted on.
 
     Args:
-        new, old: unit-length embeddings of the same pictures, those to fit and those to choose on; where there are none
-            of these it is chosen on those to fit.
+        new, old: unit-length embeddings of the same pictures, those to fit on and those to choose on; without any of
+            the latter, the map is chosen on those to fit on.
         of, to: fingerprints of the two encoders.
     """
     x, y = new[0].double(), old[0].double()

@@ -55,7 +55,7 @@ class Asker:
         """Embed the readable pictures of a store to unit length; also return the rows of the others, with reasons.
 
         Args:
-            workers: as of ``Pixels``.
+            workers: as for ``Pixels``.
         """
         pixels = Pixels(store, self.clip.eval_transform, self.clip.image_size, 0, workers)
         images, good = pixels.load(np.arange(len(store.keys), dtype=np.int64))
@@ -72,7 +72,7 @@ def kind_of(query: str) -> str:
     try:
         if Path(query).is_file():
             return IMAGE
-    except OSError:  # a text that is longer than a name may be
+    except OSError:  # a text that is too long for a file's name
         return TEXT
     if Path(query).suffix.lower() in SUFFIXES:
         raise UserError(f"{query} does not exist: give an existing picture, or a text")
@@ -101,7 +101,7 @@ def asker(vectors: Vectors, model: str | None = None) -> Asker:
 
 
 def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
-    """Return an encoder as one whose queries fit a folder's embeddings.
+    """Return an Asker for an encoder whose queries fit a folder's embeddings.
 
     Args:
         spec: what the encoder was opened by, which may have a map to these embeddings.

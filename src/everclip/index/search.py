@@ -21,8 +21,8 @@ Nearest = tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
 def nearest(vectors: Vectors, queries: Float32[np.ndarray, "q d"], k: int) -> Nearest:
     """Find the ``k`` rows with the largest cosine to each query; ties go to the first row; all rows if there are fewer.
 
-    With faiss-cpu installed (extra ``faiss``) its exact search takes the place of product and sort; of equal cosines it
-    may choose another one.
+    With faiss-cpu installed (extra ``faiss``) its exact search replaces product and sort; among equal cosines it may
+    choose other rows.
 
     Args:
         queries: unit length.
@@ -71,7 +71,7 @@ def of_block(
     """Return the ``k`` best of one block for each query, in any order; of equal ones the first.
 
     Args:
-        least: cosines that must be exceeded: a block where none is for any query has no best.
+        least: cosines that must be exceeded; a block that exceeds none of them gives no rows.
     """
     cosines = queries @ block.T
     if (cosines.max(1) <= least).all():
@@ -99,6 +99,6 @@ def _with_faiss(
 
     whole = np.ascontiguousarray(queries), np.ascontiguousarray(block)
     cosines, rows = faiss.knn(*whole, k, metric=faiss.METRIC_INNER_PRODUCT)
-    # It passes by what is not finite, and gives row -1 where too few are left.
+    # It skips what is not finite, and gives row -1 where too few are left.
     finite = all(np.isfinite(part).all() for part in whole)
     return (cosines if finite else cosines + np.nan), rows

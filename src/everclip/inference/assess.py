@@ -49,7 +49,7 @@ class Answers:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the images that are right."""
+        """Fraction of the images that are classified correctly."""
         return self.scores.accuracy_up_to(0, len(self.model.labels))
 
     def logits(self) -> Float[np.ndarray, "n c"]:
@@ -79,7 +79,7 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
     """Test a model on a data set: among its classes if it knows those of the images, else among the data's.
 
     Args:
-        expected: whether it should know them, so that a class it does not is worth a warning.
+        expected: whether it should know them, so that an unknown class is worth a warning.
         pixels: of the data, where they were decoded before.
 
     Raises:
@@ -150,7 +150,7 @@ def load_held_out(spec: str, model: Deployed, option: str, second: Deployed | No
     """Return a data set to choose something on.
 
     Args:
-        option: what it was given as, for the message.
+        option: the option that gave it, for the message.
         second: another model that is part of the choice.
 
     Raises:
@@ -214,11 +214,11 @@ def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: st
 
     Args:
         known: held-out images of its classes.
-        given: the data that they are of; None for the run's own.
+        given: the data set that they come from; None for the run's own.
         spec: images of other classes.
 
     Raises:
-        UserError: a class is on the wrong side.
+        UserError: the model knows a class of ``spec``, or does not know one of ``given``.
     """
     others = load(spec, model)
     both = [name for name in present(others, tested(others)) if name in model.names]
@@ -236,11 +236,11 @@ def tell_apart(model: Deployed, known: ImageSet, given: Dataset | None, spec: st
 
 
 def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut) -> Path | None:
-    """Keep a temperature and scores where the model was opened from: in the model folder, or in the run directory.
+    """Save a temperature and scores where the model was opened from: in the model folder, or in the run directory.
 
     Returns:
-        the file; None where the model has no folder of its own, or some of its classes were left out: then the
-        fitted values are of the others alone.
+        the file; None where the model has no folder of its own, or some of its classes were left out, as the values are
+        then fitted only on the others.
 
     Raises:
         UserError: the file cannot be written.

@@ -30,7 +30,7 @@ class Learned:
     """Images that were learned.
 
     Args:
-        ids: their content: of a run as its data's store tells it, of a version the ``content_id`` of the files.
+        ids: of their content: for a run as its data's store gives them, for a version the ``content_id`` of the files.
         sizes: bytes of each of a run's images; None where they are not known.
     """
 
@@ -38,7 +38,7 @@ class Learned:
     sizes: NDArray[np.int64] | None
 
     def among(self, images: ImageSet) -> NDArray[np.bool_]:
-        """Return which images are among them. Only those are read that have the size of one, where sizes are known."""
+        """Return which images are among them. Where sizes are known, only images of such a size are read."""
         store, found = images.store, np.zeros(len(images), dtype=bool)
         if self.sizes is None:
             maybe = np.arange(len(images))
@@ -92,10 +92,10 @@ def _of_version(folder: Path) -> Learned:
 
 
 def repeated(spec: str, images: ImageSet, name: str) -> int | None:
-    """Say in a line how many of the images the model ``spec`` has learned; None where that is not known.
+    """Return how many of the images the model ``spec`` has learned, and warn if any; None where that is not known.
 
     Args:
-        name: of the data, for the line.
+        name: of the data, for the warning.
     """
     known = of(spec)
     if known is None:

@@ -3,8 +3,8 @@
     theta(alpha) = (1 - alpha) theta_other + alpha theta_learned        each weight and float buffer of both towers,
                                                                         and the mean that center=true subtracts
 
-theta_other is the model that training began with, or another one that began with the same. What classifies must be the
-text tower: heads and towers that a method added have no counterpart. The choice of alpha looks at held-out images.
+theta_other is the model that training began with, or another one that began with the same. The classifier must be the
+text tower: heads and towers that a method added have no counterpart. Alpha is chosen on held-out images.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Pair:
     """Two models of one architecture.
 
     Args:
-        learned: with the classes of both.
+        learned: the learned model, with the classes of both.
         other: the weights at alpha 0.
-        other_name: what they are.
-        second: the run or model folder that they are of, if they are of one.
+        other_name: where these come from.
+        second: the learned model that they come from, if they come from one.
     """
 
     learned: Deployed
@@ -79,7 +79,8 @@ def pair(spec: str, other: str) -> Pair:
         other: ``zero-shot`` for what ``spec`` began with; else a run, a model folder or any model.
 
     Raises:
-        UserError: one of them is not to be had, is classified by more than its text tower, or has other weights.
+        UserError: one of them is not available, classifies by more than its text tower, or cannot be mixed with the
+            other.
     """
     learned, second = _read(spec), None
     if other == ZERO_SHOT:
@@ -112,7 +113,7 @@ def _read(spec: str) -> Deployed:
 
 
 def whole(clip: Clip) -> Clip:
-    """Return the model in one piece, where the frozen part of its image tower was cut off."""
+    """Return the model in one piece, even if the frozen part of its image tower was cut off."""
     if clip.trunk is None:
         return clip
     with tempfile.TemporaryDirectory() as folder:

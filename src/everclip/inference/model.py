@@ -61,7 +61,7 @@ class Deployed:
         classes: every class name; its index is its label.
         labels: those to choose from, in the order learned: the columns of all scores.
         templates: prompts of the class embeddings.
-        build: labels to a classifier of them.
+        build: makes a classifier of some labels.
         plan: what it was trained with; without images unless it was opened for them.
         calibration: the temperature that was fitted for it.
         unknown: scores of held-out images of its classes, which set thresholds.
@@ -162,7 +162,7 @@ def check_own(spec: str, options: Mapping[str, object]) -> None:
 
 
 def pretrained(model: Deployed) -> Clip:
-    """Return the model that a learned one began as, at its image size. Raises UserError where that cannot be had."""
+    """Return the model that a learned one started from, at its image size. Raises UserError if it is unavailable."""
     assert model.plan is not None
     config = model.plan.config
     return zoo.load(config.model, config.image_size, device("auto"))
@@ -189,7 +189,7 @@ def open_model(
     path = Path(spec).expanduser()
     if path.is_file():
         raise UserError(f"{spec} is a file: give a run directory, a model folder or a model's name")
-    recover(path)  # of a rollback that was interrupted
+    recover(path)  # from an interrupted rollback
     if not is_learned(spec):
         if classes is None:
             zoo.check(spec)
@@ -216,7 +216,7 @@ def of_run(path: Path) -> Deployed:
 
 
 def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
-    """Return a plan's method, grown and filled, as the classifier of what the tasks up to ``stage`` have taught."""
+    """Return a plan's method, grown and with its state filled in, as the classifier of the tasks up to ``stage``."""
     labels = seen(plan.tasks[: stage + 1])
     prompts, method = plan.prompts, plan.method
     plan = replace(plan, tasks=plan.tasks[: stage + 1])
@@ -228,7 +228,7 @@ def of_plan(spec: str, plan: Plan, clip: Clip, stage: int) -> Deployed:
 
 
 def _of_checkpoint(path: Path) -> Deployed:
-    """Return the same without the images, which may be elsewhere: the checkpoint's card says enough."""
+    """Return a run's model without its images, which may be elsewhere: the checkpoint's card says enough."""
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()
     folder = None if place is None else run.store.folder(place)
@@ -269,7 +269,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
 
 
 def plan_of(card: Card) -> Plan:
-    """Return the plan that a card tells of: its tasks have classes and no images."""
+    """Return the plan that a card describes; its tasks have classes but no images."""
     config, nothing = card.config(), np.zeros(0, dtype=np.int64)
     said = Captions(()) if card.pairs else None
     none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing, said)
@@ -280,7 +280,7 @@ def plan_of(card: Card) -> Plan:
 
 
 def card_of(model: Deployed) -> Card:
-    """Return the card of a model's folder; if the text tower classifies, with learned classes alone."""
+    """Return the card of a model's folder; if the text tower classifies, with only the learned classes."""
     fitted = {"calibration": model.calibration, "unknown": model.unknown}
     if model.plan is None:
         method = MethodChoice(name="zero_shot")
@@ -312,7 +312,7 @@ def save(model: Deployed, folder: Path) -> None:
 
 
 def templates_of(spec: str) -> tuple[str, ...]:
-    """Return the prompts of a model whose user names none; none of features alone."""
+    """Return the prompts of a model for which the user gave none; empty for a model that takes features."""
     if spec.startswith(FEATURES):
         return ()
     return TEMPLATES if spec == LITE else (PHOTO,)

@@ -86,8 +86,8 @@ def _answers(model: Deployed, batches: Iterable[Store], above: float | None) -> 
 def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
-    """Return probabilities of images as the model takes them, and for a threshold unknown scores, and which
-    are above it. Raises UserError where they are no numbers."""
+    """Return probabilities of images as the model takes them, their unknown scores, and which of these are above a
+    threshold (None and False without one). Raises UserError where probabilities are no numbers."""
     if above is None:
         return _shares(model, model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)

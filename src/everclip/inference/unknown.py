@@ -7,7 +7,7 @@
                              own sums know every class
 
 All are higher for the unknown. The last one that a model has is its own score: benchmarks/unknown.md says why. It does
-not depend on the temperature, and so a new one leaves thresholds as they are (metrics/unknown.py).
+not depend on the temperature, so a new temperature leaves thresholds as they are (metrics/unknown.py).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Judge(nn.Module):
         return (scores := self.classifier(images)), self._unknown(scores, None)
 
     def of_rows(self, rows: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b n"]]:
-        """Return the same of features, for a linear classifier."""
+        """Return the same from features, for a linear classifier."""
         assert isinstance(self.classifier, Linear)
         return (scores := self.classifier.scored(rows)), self._unknown(scores, rows)
 
@@ -94,7 +94,7 @@ def judged(
 def judged_all(
     model: Deployed, judge: Judge, images: ImageSet, pixels: Pixels
 ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n k"], Int64[np.ndarray, " n"]]:
-    """Return the same of those of a set of images that can be read, and their labels. Raises RunError for none."""
+    """Return the same for the readable images of a set, and their labels. Raises RunError if there are none."""
     batches = Loader(pixels, BATCH).plain(images, BATCH)
     found = [(*judged(model, judge, batch.images), batch.labels.numpy()) for batch in batches if len(batch)]
     if not found:
@@ -104,17 +104,17 @@ def judged_all(
 
 
 def maximum_logit(model: Deployed, scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
-    """Return that unknown score of the classifier's scores."""
+    """Return the unknown score of this name, from the classifier's scores."""
     return -sharpness(model.classifier) * scores.max(1).astype(np.float64)
 
 
 def left_out(
     model: Deployed, name: str, rows: Float[Tensor, "n m"], labels: Int64[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Return an unknown score of images in a model's sums, by features, as if these had never been added.
+    """Return an unknown score of images in a model's sums, from their features, each as if it had never been added.
 
     Args:
-        name: not ``maximum_logit``, which is not the sums' own.
+        name: not ``maximum_logit``, which does not come from the sums.
         labels: of the images.
     """
     assert model.plan is not None
@@ -125,8 +125,8 @@ def left_out(
 
 
 def read_rate(rate: Any, given: str) -> float:
-    """Return a rate of false alarms, a number or a text such as 5% or 0.05. Raises UserError, where ``given`` says how
-    it was given."""
+    """Return a rate of false alarms, a number or a text such as 5% or 0.05. Raises UserError with ``given``, which says
+    how it was given."""
     number, percent, rest = rate.strip().partition("%") if isinstance(rate, str) else (rate, "", "")
     try:
         found = float(number) / (100 if percent else 1)

@@ -36,13 +36,13 @@ def tracker_class(name: str) -> type[Tracker]:
 
 
 def section(name: str) -> str:
-    """Return where a tracker's options stand in ``[tracker]``: its name, of a module the last part, of a file the
-    stem."""
+    """Return the key of a tracker's options in ``[tracker]``: its name, the last part of a module's, or the stem of a
+    file's."""
     return Path(name).stem if trust.is_file(name) else name.rpartition(".")[2]
 
 
 def start(config: Config, path: Path) -> list[Careful]:
-    """Return the trackers of a config for the run in ``path``; each opens with the first thing it is told.
+    """Return the trackers of a config for the run in ``path``; each opens at its first event.
 
     Raises:
         UserError: no such tracker, its package is not installed, an option is wrong, or it is code that only a file
@@ -70,7 +70,7 @@ def _options(name: str, config: Config) -> Any:
 def _is_here(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # what is before a dot is missing
+    except ModuleNotFoundError:  # the package before a dot is missing
         return False
 
 

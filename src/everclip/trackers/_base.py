@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Tracker(ABC):
     """A listener that is told what ``metrics.jsonl`` is told.
 
-    It is made when the run has something to tell, and again when a stopped run continues.
+    It is made at the run's first event, and again when a stopped run continues.
 
     Args:
         config: the ``Config`` of its class, from ``tracker.NAME.OPTION``.
@@ -47,14 +47,14 @@ class Tracker(ABC):
 
 
 _FIRST_OF_A_STEP = ("start", "precision", "step")
-"""Events that come before or with the numbers of their step. The others follow it, as that of a finished stage does."""
+"""Events that come before or with the numbers of their step. The others come after it, as a finished stage does."""
 
 
 class Numbers(Tracker):
     """A tracker of curves: it is given each number of an event by a name such as ``step/loss/gcl``, and the step.
 
-    An event without a step of its own (a finished stage) belongs to the last one that was told. From the step ``again``
-    on, whatever a stopped run has told is told again.
+    An event without a step of its own (a finished stage) belongs to the last step logged. From the step ``again`` on, a
+    continued run logs again what it had logged before it stopped.
     """
 
     def __init__(self, config: Any, run: Config, path: Path) -> None:

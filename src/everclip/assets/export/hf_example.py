@@ -32,7 +32,7 @@ def rgb(image):
 
 @torch.inference_mode()
 def probabilities(model, pixel_values):
-    """Of the classes, one row for each picture."""
+    """Probabilities of the classes, one row for each picture."""
     features = model.visual_projection(model.vision_model(pixel_values=pixel_values).pooler_output)
     cosines = torch.nn.functional.normalize(features, dim=-1) @ EMBEDDINGS.T
     return (cosines * KNOWN["scale"]).softmax(-1)

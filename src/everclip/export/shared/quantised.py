@@ -57,8 +57,8 @@ class Samples:
     """Images to quantise with.
 
     Args:
-        calibrate: activations have their ranges on these.
-        test: accuracy is measured on these, none of which is among the others; labels are the model's.
+        calibrate: images from which activations get their ranges.
+        test: images to measure accuracy on, none of them among the others; labels are the model's.
         max_drop: percentage points that may be lost.
     """
 
@@ -77,7 +77,7 @@ def samples(
 
     Args:
         kept: a version's exemplars and check images, labelled with the model's labels.
-        given: ``--calibrate`` and ``--check``, data sets that go before those.
+        given: ``--calibrate`` and ``--check``, data sets that are used instead of those.
 
     Raises:
         UserError: there are none, one has a class that the model does not know, or ``max_drop`` is no share.
@@ -157,7 +157,7 @@ def quantise(whole: Path, small: Path, clip: Clip, images: ImageSet, **other: An
         how many could be read.
 
     Raises:
-        RunError: not one.
+        RunError: none could be read.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -172,7 +172,7 @@ def quantise(whole: Path, small: Path, clip: Clip, images: ImageSet, **other: An
     batches = _batches(clip, images, read := [])
     with tempfile.TemporaryDirectory(dir=small.parent) as scratch:
         ready = Path(scratch) / "ready.onnx"
-        # symbolic shapes are the exporter's already
+        # the exporter has inferred symbolic shapes already
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         usual = {
             "quant_format": ort.QuantFormat.QDQ,

@@ -1,4 +1,4 @@
-"""Export a graph for each encoder and one for the classifier, beside the graph that is all of it.
+"""Export a graph for each encoder and one for the classifier, beside the graph of the whole model.
 
     image.onnx          images float32 [batch, 3, size, size] -> embeddings [batch, d] of unit length; also features,
                         where the classifier reads others than the embeddings

@@ -40,7 +40,7 @@ def outputs(session: Any, given: np.ndarray) -> list[np.ndarray]:
 
 
 class Running(nn.Module):
-    """The classifier that a graph is.
+    """An exported graph as a classifier.
 
     Args:
         clip: the model that was exported, whose preprocessing the graph expects.

@@ -3,8 +3,8 @@
     vocab.json, merges.txt      CLIP's byte-pair encoding
     tokenizer_config.json       its class, its special tokens and the longest text
 
-Token ids are open_clip's up to the end token; behind it open_clip pads with 0, and this tokenizer with the end token.
-open_clip also repairs texts before (ftfy: curly quotes, ligatures, HTML entities); such texts have other ids.
+Token ids are open_clip's up to the end token; after it open_clip pads with 0, and this tokenizer with the end token.
+open_clip also repairs texts first (ftfy: curly quotes, ligatures, HTML entities); such texts have other ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(folder: Path, length: int) -> None:
     source = SimpleTokenizer()
     words = list(source.encoder)
     assert len(words) == SIZE
-    words[START_ID:] = [START, END]  # open_clip spells them otherwise
+    words[START_ID:] = [START, END]  # open_clip spells them differently
     write_json(folder / "vocab.json", {word: place for place, word in enumerate(words)})
     merges = "\n".join(" ".join(pair) for pair in source.bpe_ranks)
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
