@@ -89,12 +89,12 @@ def asked(
     """Return probabilities of images as the model takes them, their unknown scores, and which of these are above a
     threshold (None and False without one). Raises UserError where probabilities are no numbers."""
     if above is None:
-        return _shares(model, model.logits(images)), [None] * len(images), [False] * len(images)
+        return shares_of(model, model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
-    return _shares(model, logits), unknown[:, 0].tolist(), (unknown[:, 0] > above).tolist()
+    return shares_of(model, logits), unknown[:, 0].tolist(), (unknown[:, 0] > above).tolist()
 
 
-def _shares(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
+def shares_of(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
     """Return probabilities of a model's logits. Raises UserError where they are no numbers."""
     if np.isneginf(logits).all(1).any():
         raise UserError(
