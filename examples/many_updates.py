@@ -1,9 +1,9 @@
-"""Many small updates in a row, as pictures come in: a stream of batches.
+"""Many small updates in a row, as pictures arrive: a stream of batches.
 
     python examples/many_updates.py [FOLDER]
 
 Batches of twelve pictures come with their names; some bring a class for the first time. Nothing is trained: such
-batches are too small for it, and sums over frozen features take them in exactly.
+batches are too small for training, and sums over frozen features take them in exactly.
 """
 
 from __future__ import annotations

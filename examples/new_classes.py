@@ -2,8 +2,8 @@
 
     python examples/new_classes.py [FOLDER]
 
-The pictures are the offline default's. The version is written to FOLDER (pets, or whatever you call it), which
-everclip predict, evaluate, export and update take; its verdict.html says what was compared.
+The pictures are those of the offline default. The version is written to FOLDER (pets, or whatever you call it), which
+everclip predict, evaluate, export and update accept; its verdict.html says what was compared.
 """
 
 from __future__ import annotations

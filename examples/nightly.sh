@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Teach the version in use what has come since the last night, unless old classes suffer: docs/nightly.md.
+# Teach the version in use the pictures that have arrived since the last night, unless old classes suffer:
+# docs/nightly.md.
 #
 #   nightly.sh FOLDER [MAX_DROP]     FOLDER holds current -> v7, new/CLASS/*.jpg and holdout/CLASS/*.jpg
 #
 # Exit codes are those of everclip: 0 done, or nothing new; 1 the check found broken pictures; 2 bad input;
-# 3 old classes would lose more than MAX_DROP points (1). Except at 0, current is as it was. Killed at any moment, the
-# next night continues.
+# 3 old classes would lose more than MAX_DROP points (1). After any code but 0, current is unchanged. If the script is
+# killed at any moment, the next night continues.
 set -u
 cd "$1" || exit 2
 [ -L current ] || { echo "$PWD/current is no link to a version: make one, ln -s v1 current" >&2; exit 2; }
@@ -16,7 +17,7 @@ if [ -d learning ] && [ -s learning.to ] && [ "$(readlink current)" = "$(cat lea
 fi
 if [ ! -d learning ]; then                      # else: what the last night could not learn
     [ -n "$(ls new)" ] || { echo "nothing new"; exit 0; }
-    rm -f learning.to                           # of an earlier night
+    rm -f learning.to                           # left by an earlier night
     mv new learning && mkdir new
 fi
 
