@@ -98,7 +98,7 @@ COMMANDS = {
     ),
     "reproduce": Command(
         _RUN,
-        "Train with published settings, and check that the published accuracy comes out.",
+        "Train with published settings, and check that the published accuracy is reproduced.",
         """\
   everclip reproduce                             # what can be checked
   everclip reproduce zero-shot-cifar100-openai   # exit code 3: not as published
@@ -162,7 +162,7 @@ COMMANDS = {
     ),
     "serve": Command(
         _RUN,
-        "Answer pictures and texts over HTTP, and follow a model's folder to its next version.",
+        "Serve a model over HTTP, and switch to the next version when its folder changes.",
         """\
   everclip serve v2                        # http://127.0.0.1:8000
   everclip serve current --port 9000       # a link to a version
@@ -214,7 +214,7 @@ COMMANDS = {
         """\
   everclip data check photos
   everclip data check photos -o check.html   # with small pictures
-  everclip data check photos --exact         # byte for byte, without a model
+  everclip data check photos --exact         # exact copies, without a model
 """,
         code=True,
     ),

@@ -12,7 +12,7 @@ Model = Annotated[str, Parameter(help="A run directory, a model folder, or any m
 Classes = Annotated[str | None, Parameter(help="A file with the classes to choose from, one per line.")]
 ImageSize = Annotated[
     int | None,
-    Parameter(help="Side in pixels, of a model that has learned nothing (default: the model's own)."),
+    Parameter(help="Image side in pixels, for a model that has learned nothing (default: the model's own)."),
 ]
 Repeated = Annotated[list[str] | None, Parameter(consume_multiple=False)]
 """Texts, each after the option's name."""

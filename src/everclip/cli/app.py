@@ -42,8 +42,8 @@ Examples:
   everclip compare runs/S                          # means, intervals, tests
   everclip init photos                             # a config for your pictures
   everclip update lite --add photos --test photos -o v1  # teach a classifier
-  everclip update v1 --add new --test holdout -o v2  # more, and keep the old
-  everclip predict v2 pictures/                    # what is on them
+  everclip update v1 --add new --test holdout -o v2  # more, keeping the old
+  everclip predict v2 pictures/                    # what they show
   everclip doctor                                  # is everything there?
 """
 

@@ -27,7 +27,7 @@ def classes(
     max_drop: float = 1.0,
     json: Json = False,
 ) -> int:
-    """Change the classes of a version without training; write the next version, with the one before in it.
+    """Change a version's classes without training; write the next version, which contains the previous one.
 
     Args:
         version: A folder that everclip update wrote. Alone: list its classes.
@@ -35,9 +35,8 @@ def classes(
         names: Class names, or pairs OLD=NEW.
         into: The name of the merged class.
         out: The model folder to write, new or empty.
-        test: Held-out images under the new names or the old ones; without it the version's own check images are
-            tested on.
-        max_drop: Points of accuracy that may be lost on the classes that stay; more is exit code 3, and no model.
+        test: Held-out images under the new names or the old ones (default: the version's own check images).
+        max_drop: Points of accuracy that the remaining classes may lose; a larger loss means exit code 3 and no model.
     """
     from everclip.inference.learned import check_version
     from everclip.system.atomic import claimed

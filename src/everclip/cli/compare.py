@@ -29,12 +29,11 @@ def compare(
         by: Comma-separated config keys: one table per value (default: memory.budget, where it varies).
         metric: Comma-separated numbers of results.json; the first one is tested (default: last, average, forgetting;
             for images with captions also recall@1 in both directions, and for streams their own measures).
-        over: Comma-separated config keys that make repetitions.
+        over: Comma-separated config keys in which repetitions differ.
         against: The method, or row, to test against (default: the best in each table).
-        equal: One table per level of this cost, in which every method enters with its most expensive setting that costs
-            no more.
+        equal: One table per level of this cost; each method enters with its most expensive setting within that level.
         spread: What to show beside each mean: ci, its 95 % interval (Student t), or the std or range of the
-            repetitions. Two repetitions have neither interval nor deviation.
+            repetitions. Two repetitions have neither ci nor std.
         fail_if: Exit with code 3 if this holds for the means: "A<B" for two methods, or "KEY=VALUE METRIC<NUMBER".
         anyway: Show runs together even if they are not comparable.
         csv: Print CSV, one line per row.

@@ -37,17 +37,17 @@ def data(
 ) -> int:
     """Find duplicate pictures, suspect labels, and broken or tiny pictures; nothing is changed.
 
-    Exits with 1 where a test picture is a training picture too, byte for byte, or a picture is broken; else with 0.
+    Exit with 1 if a test picture is an exact copy of a training picture, or a picture is broken; else with 0.
 
     Args:
         action: What to do: check.
         spec: A folder, SOURCE or SOURCE:ARGUMENT, as after data=.
         out: An HTML page to write, with small pictures of what was found.
         model: The encoder whose features are compared: any model, run directory or model folder.
-        near: Least cosine of the features of near duplicates.
-        tiny: Pixels of the shorter side below which a picture is tiny.
-        most: Pictures of each kind in the JSON and on the page.
-        exact: Look without a model: at copies byte for byte, broken and tiny pictures alone.
+        near: Smallest cosine between the features of near duplicates.
+        tiny: A picture is tiny if its shorter side has fewer pixels.
+        most: Largest number of pictures of each kind in the JSON and on the page.
+        exact: Use no model: find only exact copies, byte for byte, and broken and tiny pictures.
     """
     _check(action, spec, image_size, near, most)
     from everclip.audit.check import Options, check

@@ -28,7 +28,7 @@ def doctor(*tokens: str, config: str | None = None, json: Json = False) -> int:
 
     Args:
         tokens: KEY=VALUE overrides of the config.
-        config: A shipped config's name or a TOML file, whose data, weights, memory, disk and hours to check.
+        config: A shipped config's name or a TOML file; its data, weights, memory, disk and hours are checked.
     """
     wanted = _config(config, tokens)
     findings = examine(wanted)

@@ -30,8 +30,8 @@ def embed(
 
     Args:
         model: A run directory, a model folder, or any model.
-        data: Pictures, folders of them, or data sources such as imagefolder:photos. Whatever the folder already holds
-            is not embedded again, so the same command continues where one was stopped.
+        data: Pictures, folders of them, or data sources such as imagefolder:photos. What the output folder
+            already holds is not embedded again, so the same command continues a stopped one.
         text: A file with one text per line, instead of pictures.
         fp16: Store embeddings in half precision, at half the size.
     """

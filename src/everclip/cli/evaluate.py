@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
-    Of images with captions it measures retrieval: how the model finds captions by images and images by captions.
+    For images with captions, measure retrieval: how well the model finds captions by image and images by caption.
 
     Args:
         run: A run directory or a model folder; or any model's name with --data.
@@ -42,7 +42,7 @@ def evaluate(
             whole.
         retention: Images of other classes, to measure how much zero-shot accuracy is left compared with the pretrained
             model.
-        unknown: Images of classes that the model does not know, to measure how well it tells them from those of data.
+        unknown: Images of classes that the model does not know, to measure how well it tells them from those of --data.
         retrieval: Refuse data without captions; a csv:FILE with the columns path and caption has them.
         image_size: Side in pixels (default: the run's, or the model's own).
         templates: Prompts for a model: a file, or cifar100 (18), imagenet (80) or simple (7) (default: the data's own;

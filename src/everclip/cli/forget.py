@@ -22,8 +22,8 @@ def forget(
     Args:
         version: A folder that everclip update wrote. It stays as it is: remove it once the new one is in use.
         classes: A class's name; may be repeated.
-        images: A file or folder of learned images, matched by content. All images of a removed class make its removal
-            exact.
+        images: A file or folder of learned images, matched by content. Give all images of a removed class to make its
+            removal exact.
         out: The model folder to write, new or empty. It keeps no previous version.
         json: Print what was removed as JSON.
     """

@@ -28,8 +28,8 @@ def merge(
         run: A run directory or a model folder whose text tower classifies.
         other: zero-shot: the initial model; or a run, a model folder or a model of the same architecture.
         alpha: Fraction of the learned weights, 0..1; auto: the best of 0, 0.1, ..., 1 on --validate.
-        validate: Images in CLASS folders to choose alpha on, not the run's own; may be repeated, and the mean accuracy
-            counts. With a number for alpha they are only reported.
+        validate: Images in CLASS folders, not the run's own, to choose alpha on; may be repeated, and the mean accuracy
+            decides. If --alpha is a number, their accuracy is only reported.
     """
     from everclip.inference import merge
     from everclip.inference.model import save

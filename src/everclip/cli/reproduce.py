@@ -10,10 +10,10 @@ MISSED = 3
 
 
 def reproduce(name: str | None = None, *tokens: str, json: Json = False) -> int:
-    """Train with published settings, and say whether the published accuracy comes out; without a name, list them.
+    """Train with published settings; say whether the published accuracy is reproduced; without a name, list them.
 
     Args:
-        name: One of the list. A run that was stopped continues, and a finished one is only read.
+        name: A name from the list. A stopped run continues, and a finished one is only read.
         tokens: KEY=VALUE settings that do not change the experiment: data, device, out, loader., cache., checkpoint.,
             train.precision.
     """

@@ -19,7 +19,7 @@ def search(
     model: str | None = None,
     json: Json = False,
 ) -> None:
-    """Find the embeddings nearest to a text or a picture by cosine similarity, exactly; one line each, nearest first.
+    """Find the embeddings nearest to a text or a picture by exact cosine similarity; one line each, nearest first.
 
     Args:
         vectors: A folder that everclip embed wrote.

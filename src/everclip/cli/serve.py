@@ -1,4 +1,4 @@
-"""everclip serve: answer pictures and texts over HTTP."""
+"""everclip serve: answer requests with pictures and texts over HTTP."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def serve(
 ) -> None:
     """Answer POST /predict, /embed and /search, GET /health and /model, and follow MODEL to its next version.
 
-    Another version in the folder MODEL, or in what the link MODEL leads to, is opened, checked and taken into use
-    within seconds, and no request is lost; so is the previous one after a rollback. SIGHUP opens MODEL again. SIGTERM
-    and Ctrl-C answer what has arrived, then end. There is no authentication.
+    A new version in the folder MODEL, or where the link MODEL points, is opened, checked and used within seconds,
+    without losing a request; so is the previous one after a rollback. SIGHUP opens MODEL again. SIGTERM and Ctrl-C
+    answer the requests that have arrived, then end the server. There is no authentication.
 
     Args:
         host: Address to listen on; 0.0.0.0 for other machines too.
@@ -35,7 +35,7 @@ def serve(
         vectors: A folder that everclip embed wrote with MODEL, for /search.
         max_body_mib: Largest size of an encoded picture, in MiB.
         max_megapixels: Largest size of a picture, in millions of pixels; 89 at most.
-        max_waiting: Number of requests read, waiting or computed at a time; others get status 503.
+        max_waiting: Most requests read, waiting or computed at a time; others get status 503.
     """
     check_range("--port", port, 0, 65535)
     check_range("--max-body-mib", max_body_mib, 1, 1_000_000)

@@ -41,12 +41,12 @@ def sweep(
             method only; out is the folder for the run directories.
         tune: KEY=A,B: first choose its value per method and memory size, without the test set (see everclip tune). all:
             choose rates, epochs and the method's own constants, except those set by KEY=VALUE, with the same number of
-            trials for each. rates: choose the rates of what trains.
-        trials: That number (default: 24). With --tune KEY=A,B too, a grid then grows while its best value lies at an
-            edge.
-        from_: Finished runs to fork: each run starts from the state of the one with its data, method and seed after
-            --from-stage tasks.
-        from_stage: The number of these tasks.
+            trials for each method. rates: choose the learning rates of what trains.
+        trials: Most trials per search (default for all: 24). Given with KEY=A,B or rates, it lets a grid grow while its
+            best value lies at an edge.
+        from_: Finished runs to fork: each new run starts from the state after --from-stage tasks of the run with the
+            same data, method and seed.
+        from_stage: Number of tasks that the forked runs have learned.
         jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core, at most 16).
         threads: Threads per run.
         retry: Run failed runs again.

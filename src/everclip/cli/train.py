@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(*tokens: str, dry_run: bool = False, smoke: bool = False, json: bool = False) -> None:
-    """Learn tasks one after another; without arguments, run the offline default, minutes on a laptop.
+    """Learn tasks one after another; without arguments, run the offline default (minutes on a laptop).
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=VALUE overrides.

@@ -14,8 +14,8 @@ def tune(*tokens: str, trials: int | None = None, json: Json = False) -> None:
 
     Args:
         tokens: A shipped config's name or a TOML file, then KEY=VALUE; a key with several comma-separated values is
-            searched, one key after another. Without such a key, the learning rates of what trains are searched: both
-            towers, and the head if the method has one.
+            searched, one key after another. Without such a key, the learning rates of the trained parts are searched:
+            both towers, and the head if the method has one.
         trials: Search rates, epochs and the method's own constants, except those set by KEY=VALUE, in this many trained
             runs; a grid grows while its best value lies at an edge.
     """

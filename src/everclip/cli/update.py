@@ -31,15 +31,15 @@ class Knobs:
     """Options whose defaults suit most users.
 
     Args:
-        max_drop: Points of accuracy that old classes may lose on --test; more is exit code 3, and no model.
+        max_drop: Points of accuracy that old classes may lose on --test; a larger loss means exit code 3 and no model.
         unmeasured: Continue even if --test has no image of an old class, so that --max-drop checks nothing.
-        exemplars: Exemplars per class to keep for later updates; a quarter of them are only check images.
+        exemplars: Exemplars per class to keep for later updates; a quarter of them serve only as check images.
         method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge,
             layers, trained or interpolated.
-        same: "NEW=OLD": a class name in --add, --test or --memory that stands for an old class.
+        same: "NEW=OLD": the name NEW in --add, --test or --memory means the old class OLD.
         seed: Seed of training.
         index: keep: allow only candidates that leave embeddings valid. adapt: save a map from new queries to
-            --vectors. rebuild: embed the content of --vectors again, into a folder beside it.
+            --vectors. rebuild: embed the content of --vectors again, into a new folder beside it.
         vectors: A folder that everclip embed wrote with DEPLOYED.
     """
 
@@ -69,12 +69,11 @@ def update(
     """Teach a deployed model new classes or new domains; write the next version unless old classes suffer.
 
     Args:
-        deployed: A version (written by update), a run, a model folder, or any model, with --classes or as one without
-            classes.
+        deployed: A version (written by update), a run, a model folder, or any model, with --classes or with no classes.
         add: A folder of CLASS folders (only train/ is learned if there are train/ and test/), or SOURCE:ARGUMENT
             (everclip datasets). New classes, or a new domain of old ones.
-        test: Held-out images of old and new classes, given likewise, for the verdict and --max-drop. If it is the same
-            folder as --add: its test part, or a fifth of each class.
+        test: Held-out images of old and new classes, in the same form, for the verdict and --max-drop. If it is the
+            same folder as --add: its test part, or a fifth of each class.
         memory: Images of old classes, at most 100 per class, if DEPLOYED has none of its own.
         classes: A file with class names, one per line, for a model that has learned nothing.
         out: The model folder to write, new or empty.
