@@ -61,8 +61,8 @@ class Scenario(Choice):
 
     kind: str = Field(
         default="class-incremental",
-        description="whether each task brings new classes, the same classes in a new domain, or more images, such as"
-        " those with captions; or a scenario of your own; scenario.OPTION sets its options",
+        description="what each task brings: new classes, the same classes in a new domain, or more images, such as"
+        " images with captions; or a scenario of your own; scenario.OPTION sets its options",
         pattern=SCENARIO,
         json_schema_extra={"allowed": f"a scenario's name, {CODE}"},
     )
@@ -107,8 +107,8 @@ class Memory(Choice):
     )
     policy: str = Field(
         default="method",
-        description="how exemplars are chosen: the method's own way; random or herding, equally many per"
-        " class; exp or equal_task, by task, halved per task back or equal; all; none; or a policy of your"
+        description="how exemplars are chosen: the method's own way (method); equally many per class (random, herding);"
+        " a share per task, halving with age or equal (exp, equal_task); all; none; or a policy of your"
         " own; memory.OPTION sets its options",
         pattern=PLUG_IN,
         json_schema_extra={"allowed": f'"method", a policy\'s name, {CODE}'},
@@ -155,7 +155,7 @@ class Train(Section):
     )
     batch_size: Count = Field(default=32, description="images per step")
     lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate of all but the text tower and new heads"
+        default=None, gt=0, description="peak learning rate of everything except the text tower and new heads"
     )
     lr_text: float | None = Field(
         default=None, ge=0, description="peak learning rate of the text tower; 0 freezes it"
@@ -176,8 +176,8 @@ class Train(Section):
     )
     accumulate: Count = Field(
         default=1,
-        description="number of chunks in which a batch passes through the towers, which saves memory for"
-        " one more forward pass; the loss still covers the whole batch",
+        description="number of chunks in which a batch passes through the towers, which saves memory at"
+        " the cost of one more forward pass; the loss still covers the whole batch",
     )
     checkpointing: bool = Field(
         default=False,
@@ -196,7 +196,7 @@ class Train(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="what to do when features, loss or gradient of a step are nan or inf: stop the run, or"
-        " skip the step, up to ten in a row",
+        " skip up to ten steps in a row",
     )
     augment: Literal["none", "shift_flip", "crop_colour"] = Field(
         default="shift_flip",
@@ -221,7 +221,7 @@ class Evaluate(Section):
 
     ahead: bool = Field(
         default=True,
-        description="whether to test on the next task too after each task, for forward transfer",
+        description="whether to also test on the next task after each task, for forward transfer",
     )
 
 
@@ -245,7 +245,7 @@ class Cache(Section):
         default="auto",
         description="whether to keep the output of the image tower's frozen part. auto: wherever training"
         " still sees the requested views, that is if nothing trains, or if tune freezes a part and"
-        " train.augment=none or cache.views is above 1; on: always, or refuse and say why",
+        " train.augment=none or cache.views is above 1; on: always; if impossible, refuse and say why",
     )
     views: int = Field(
         default=1,
@@ -258,11 +258,11 @@ class Cache(Section):
     ram_mb: int = Field(
         default=4096,
         ge=0,
-        description="largest size in memory, in MB; above it, or with less memory free, a file is used",
+        description="largest size of the output in memory, in MB; above it, or with less memory free, a file is used",
     )
     shared: bool = Field(
         default=False,
-        description="whether to keep it in a file under EVERCLIP_CACHE for other runs with the same model"
+        description="whether to keep the output in a file under EVERCLIP_CACHE for other runs with the same model"
         " and images",
     )
 
