@@ -44,7 +44,7 @@ SAFE = "safe"
 
 
 class Bofa(Projected):
-    """A projection that learns beside what it has learned."""
+    """A projection that learns in directions that earlier tasks left free."""
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
@@ -52,9 +52,13 @@ class Bofa(Projected):
         search_first: ClassVar = ("rule",)
 
         classes: Literal["seen", "present"] = softmax_classes()
-        rank: int = Field(default=64, ge=1, description="directions in which later tasks move the projection")
-        safe_epochs: int = Field(default=2, ge=1, description="epochs in these directions")
-        mix: float = Field(default=0.5, ge=0, le=1, description="weight of class means beside embeddings")
+        rank: int = Field(
+            default=64, ge=1, description="number of directions in which later tasks move the projection"
+        )
+        safe_epochs: int = Field(default=2, ge=1, description="epochs of moving in these directions")
+        mix: float = Field(
+            default=0.5, ge=0, le=1, description="weight of class means; embeddings get the rest"
+        )
         visual: Literal["first", "current"] = Field(
             default="first", description="projection of the class means: the tower's own, or as learned"
         )

@@ -1,4 +1,4 @@
-"""CaSSLe: a task's own contrastive loss, and a predictor that finds the projections of the task before in those of now.
+"""CaSSLe: a task's own contrastive loss, and a predictor from current projections to those of the previous task.
 
     L   = task loss + w L_D
     L_D = 1/2 [ NCE( g(z), z* ) + NCE( z*, g(z) ) ],    NCE(a, b) = mean_i -log softmax_j( <a_i, b_j>/tau_distill )_i
@@ -51,7 +51,7 @@ class Cassle(TwoViews):
         tau_distill: float = Field(default=0.2, gt=0, description="temperature of L_D")
         predictor: Literal["kept", "fresh", "none"] = Field(
             default="kept",
-            description="predictor g: kept from task to task, made anew in each, or left out, g(z) = z",
+            description="predictor g: kept from task to task, made anew in each, or left out: g(z) = z",
         )
         probe: Literal["current", "mixed"] = Field(
             default="current",

@@ -56,12 +56,12 @@ class Cclis(Represent):
         )
         start: Literal["text", "random"] = Field(
             default="text",
-            description="first value of learned prototypes: the projected class embedding, or random",
+            description="initial value of learned prototypes: the projected class embedding, or random",
         )
         distill: float = Field(default=0.6, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
         tau_teacher: float = Field(
-            default=0.01, gt=0, description="temperature of the relations of the task before"
+            default=0.01, gt=0, description="temperature of the previous task's relations"
         )
 
     config: Config

@@ -1,4 +1,4 @@
-"""Random class embeddings around CLIP's, by a distribution per task (CLAP4CLIP, Jha et al. 2024).
+"""Random class embeddings around CLIP's, from a distribution per task (CLAP4CLIP, Jha et al. 2024).
 
     u_k  = e_k + V_k(z),    r ~ N( mu_j(u_k), sigma_j(u_k)^2 ),    sigma = 0.999 softplus( . ) + 0.001
     score_k = s <z_i, u_k + r>                                   k of task j; mu_j and sigma_j linear
@@ -51,14 +51,14 @@ class Clap4clip(Frozen):
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
         search: ClassVar = {"apart": (0.0, 5.0, 15.0)}
-        draws: int = Field(default=20, ge=1, description="draws of r in a step")
+        draws: int = Field(default=20, ge=1, description="draws of r per step")
         kl_weight: float = Field(default=0.001, ge=0, description="weight of the distance to N(0, 1)")
         classes: Literal["seen", "present"] = softmax_classes()
         apart: float = Field(default=15.0, ge=0, description="weight of the loss that keeps classes apart")
         balance_epochs: int = Field(default=2, ge=1, description="epochs of the second phase")
         balance_lr: float = Field(default=1e-4, gt=0, description="learning rate of the second phase")
         test: Literal["image", "batch"] = Field(
-            default="image", description="images that V sees at test: each alone, or the batch"
+            default="image", description="images that V sees at test: each alone, or the whole batch"
         )
 
     config: Config

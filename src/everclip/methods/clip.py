@@ -44,10 +44,10 @@ class ClipLoss(Method):
         scale: float | None = Field(
             default=None,
             gt=0,
-            description="first scale of sigmoid; none: the model's if it has a bias, else 10",
+            description="initial scale of sigmoid; none: the model's if it has a bias, else 10",
         )
         bias: float | None = Field(
-            default=None, description="first bias of sigmoid; none: the model's if it has one, else -10"
+            default=None, description="initial bias of sigmoid; none: the model's if it has one, else -10"
         )
 
     capabilities = Capabilities(pairs=True)

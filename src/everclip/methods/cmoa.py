@@ -61,7 +61,9 @@ class Cmoa(Classify):
         )
         separate: float = Field(default=0.0, ge=0, description="w_s: weight of L_s; experimental")
         separate_from: int = Field(default=2, ge=1, description="first task with L_s")
-        contrast: float = Field(default=0.0, ge=0, description="w_c: of L_c; experimental, for domains")
+        contrast: float = Field(
+            default=0.0, ge=0, description="w_c: weight of L_c; experimental, for domains"
+        )
         contrast_from: int = Field(default=3, ge=2, description="first task with L_c")
         contrast_tau: float = Field(default=0.1, gt=0, description="temperature of L_c")
         herded: int = Field(default=5, ge=1, description="images per class mean of L_c, chosen by herding")

@@ -1,4 +1,4 @@
-"""Co2L: contrast of classes with new images as anchors, and relations between images distilled from the task before.
+"""Co2L: contrast of classes with new images as anchors, and relations between images distilled from the previous task.
 
     L   = (tau/tau_base) (1/2B) sum_{i new} l_i + w mean_i CE( q*_i, q_i )
     l_i = mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ]
@@ -40,13 +40,13 @@ class Co2l(TwoViews):
 
         tau: float = Field(default=0.5, gt=0, description="temperature of the objective")
         tau_base: float = Field(
-            default=0.07, gt=0, description="weigh the contrast of classes by tau / tau_base"
+            default=0.07, gt=0, description="the contrast of classes is multiplied by tau / tau_base"
         )
         asymmetric: bool = Field(default=True, description="whether exemplars are excluded as anchors")
         distill: float = Field(default=1.0, ge=0, description="w: weight of the relations; 0: off")
         tau_student: float = Field(default=0.2, gt=0, description="temperature of the current relations")
         tau_teacher: float = Field(
-            default=0.01, gt=0, description="temperature of the relations of the task before"
+            default=0.01, gt=0, description="temperature of the previous task's relations"
         )
 
     config: Config

@@ -47,7 +47,9 @@ class CodaPrompt(Method):
         search: ClassVar = {"components": (5, 10, 20), "penalty": (0.0, 0.1)}
 
         components: int = Field(default=10, ge=1, description="components that each task adds")
-        blocks: int = Field(default=5, ge=1, description="first blocks with prompts, or all that there are")
+        blocks: int = Field(
+            default=5, ge=1, description="number of first blocks with prompts; all, if there are fewer"
+        )
         penalty: float = Field(default=0.0, ge=0, description="weight of the distance from orthogonal rows")
 
     config: Config

@@ -54,7 +54,7 @@ class DarkEr(Classify):
         target: Literal["logits", "feature"] = Field(
             default="logits", description="what to store: cosines to the classes, or the image feature"
         )
-        mse_scale: float = Field(default=10.0, gt=0, description="factor on both sides of the distance")
+        mse_scale: float = Field(default=10.0, gt=0, description="factor on both outputs in the distance")
 
     config: Config
     passes = Passes(text="seen")

@@ -44,7 +44,7 @@ from everclip.methods.shared.prototypes import ClassMeans
 
 
 class Engine(ClassMeans, Described):
-    """Projections on both sides, and what is known of images without training."""
+    """Projections on both sides, and a Gaussian rule on features that never train."""
 
     class Config(MethodConfig):
         rates: ClassVar = ("lr_head",)
@@ -52,13 +52,19 @@ class Engine(ClassMeans, Described):
         search_first: ClassVar = ("rule",)  # the authors choose it for each data set
 
         image_weight: float = Field(default=0.5, ge=0, description="weight of the term on noisy images")
-        image_loss: Literal["contrast", "cosine"] = Field(default="contrast", description="form of that term")
+        image_loss: Literal["contrast", "cosine"] = Field(
+            default="contrast", description="form of the term on noisy images"
+        )
         scale: Literal["log", "exp"] = Field(default="log", description="scale of cosines in the first term")
-        noise: float = Field(default=0.25, ge=0, description="noise of pixels, in 0..1, and of class means")
+        noise: float = Field(
+            default=0.25,
+            ge=0,
+            description="standard deviation of the noise on pixels, in 0..1, and on class means",
+        )
         rule: float = Field(default=0.8, ge=0, le=1, description="q: weight of the Gaussian rule")
-        running: bool = Field(default=False, description="mix the rule's matrices as the code does")
+        running: bool = Field(default=False, description="mix the rule's matrices as the authors' code does")
         descriptions: str | None = Field(default=None, description="JSON file of differences between classes")
-        description_weight: float = Field(default=2.0, ge=0, description="weight of the differences' term")
+        description_weight: float = Field(default=2.0, ge=0, description="weight of the loss on differences")
         rerank: float = Field(default=0.5, ge=0, le=1, description="r: weight of the differences at test")
 
     config: Config

@@ -76,9 +76,9 @@ class Ewc(Kept, Classify):
         )
         merge: Literal["merged", "online"] = Field(
             default="merged",
-            description="combine Fishers of tasks: mean over the classes of all tasks, or decaying sum",
+            description="how the Fishers of tasks are combined: mean over the classes of all tasks, or decaying sum",
         )
-        decay: float = Field(default=1.0, ge=0, le=1, description="decay of the old Fisher with online")
+        decay: float = Field(default=1.0, ge=0, le=1, description="decay of the old Fisher with merge=online")
 
         @field_validator("fisher", mode="before")
         @classmethod

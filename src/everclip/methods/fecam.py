@@ -50,10 +50,10 @@ class Fecam(Kept, Statistics):
         )
         shrink: float = Field(default=1.0, ge=0, description="a1: weight of the mean variance")
         shrink_others: float = Field(default=0.0, ge=0, description="a2: weight of the mean covariance")
-        shrinks: int = Field(default=1, ge=0, le=2, description="how often it shrinks")
+        shrinks: int = Field(default=1, ge=0, le=2, description="number of times a covariance is shrunk")
         again: Literal["average", "pooled"] = Field(
             default="average",
-            description="covariance of a class that comes again: mean of old and new, or of all images",
+            description="covariance of a class that recurs: mean of old and new, or over all images",
         )
 
     config: Config

@@ -49,8 +49,12 @@ class Icarl(Method):
         loss: Literal["bce", "ce"] = Field(
             default="bce", description="one-vs-all, as published, or cross-entropy with distillation"
         )
-        distill_weight: float = Field(default=1.0, ge=0, description="of the distillation with loss=ce")
-        temperature: float = Field(default=2.0, gt=0, description="of the distillation with loss=ce")
+        distill_weight: float = Field(
+            default=1.0, ge=0, description="weight of the distillation with loss=ce"
+        )
+        temperature: float = Field(
+            default=2.0, gt=0, description="temperature of the distillation with loss=ce"
+        )
         classifier: Literal["nme", "head"] = Field(
             default="nme", description="nearest mean of exemplars, or linear head"
         )

@@ -48,12 +48,14 @@ class Layup(RidgeMethod):
     class Config(LamConfig, FirstSessionConfig):
         search: ClassVar = {"lam_choice": ("folds", "gcv"), "blocks": (1, 3, 6)}
 
-        blocks: int = Field(default=6, ge=1, description="k: last blocks to read, or all that there are")
+        blocks: int = Field(
+            default=6, ge=1, description="k: number of last blocks to read; all, if there are fewer"
+        )
         lam_choice: Literal["folds", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="folds",
             description="how to choose lam: by four folds of each new task's images (folds); by"
             " generalised cross-validation on the sums, unless lam is given (gcv); lam itself (fixed); or"
-            " on a fifth of each new task's images, fitted on the rest (task) or on all before too (seen)",
+            " on a fifth of each new task's images, fitted on the rest (task) or also on all earlier tasks (seen)",
         )
 
     config: Config

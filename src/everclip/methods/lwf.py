@@ -1,4 +1,4 @@
-"""Learning without forgetting, as for CLIP: answers of the model before a task are kept while it learns the task.
+"""Learning without forgetting, for CLIP: while a task is learned, the answers of the model before it are kept.
 
     loss = CE + w_I T^2 KD_T( S* -> S ) + w_T T^2 KD_T( S*^T -> S^T )      the last two from the second task on
     S = s z E*^T,  S* = s z* E*^T,   KD_T(p -> q) = mean over rows of - sum softmax(p / T) log softmax(q / T)
@@ -35,7 +35,7 @@ from everclip.methods.shared.distilling import Distilling, DistillingConfig, cap
 
 
 class Lwf(Distilling):
-    """Distillation from the model of the task before."""
+    """Distillation from the previous task's model."""
 
     class Config(DistillingConfig):
         search: ClassVar = {"image_weight": (1.0, 5.0, 20.0), "text_weight": (1.0, 5.0, 20.0)}

@@ -38,7 +38,7 @@ OWN = 1 / 12
 
 
 class Memo(Expand):
-    """Last blocks for each task on shared ones."""
+    """Last blocks for each task, on top of shared ones."""
 
     class Config(ExpandConfig):
         search: ClassVar = {

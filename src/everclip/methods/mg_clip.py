@@ -55,7 +55,9 @@ class MgClip(Tuned):
         rank: int = Field(default=8, ge=1, description="r: rank of the updates")
         head_epochs: int = Field(default=3, ge=1, description="epochs of the visual head")
         replay_weight: float = Field(default=0.1, ge=0, description="weight of the loss on exemplars")
-        test: Literal["twice", "once"] = Field(default="twice", description="softmaxes of the text side")
+        test: Literal["twice", "once"] = Field(
+            default="twice", description="how often the text side goes through softmax"
+        )
 
     config: Config
     passes = Passes(lambda stage: (0.2, 0.8), "seen", after=(0.0, 1.0), frozen=lambda stage: 0.0)

@@ -75,12 +75,12 @@ class MultilayerLda(Layers):
     class Config(LayersConfig):
         twin: bool = Field(
             default=True,
-            description="keep the pretrained tower beside that trained by adapt, and add both scores",
+            description="keep the pretrained tower beside the one that adapt trains, and add their scores",
         )
         follow_from: int | None = Field(
             default=5,
             ge=1,
-            description="with a twin, exemplars per class from which adapt continues in later tasks; none:"
+            description="with a twin, exemplars per class that adapt needs to continue in later tasks; none:"
             " never",
         )
         follow_shrinkage: Positive | Literal["gcv"] = Field(
@@ -89,7 +89,7 @@ class MultilayerLda(Layers):
         )
         fusion_weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
             default="auto",
-            description="weight of the trained tower's scores beside the twin's; 0: use the twin alone; auto: 1"
+            description="weight of the trained tower's scores relative to the twin's; 0: use the twin alone; auto: 1"
             " unless held-out images clearly prefer another",
         )
 

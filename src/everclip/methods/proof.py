@@ -57,7 +57,9 @@ class Proof(Prototypes):
             default="paper", description="text projections that train: the newest, or all"
         )
         classes: Literal["seen", "present"] = softmax_classes()
-        third: Literal["pairs", "classes"] = Field(default="pairs", description="third term of the loss")
+        third: Literal["pairs", "classes"] = Field(
+            default="pairs", description="third term of the loss: that of clip on pairs, or CE over classes"
+        )
         test: Literal["image", "batch"] = Field(
             default="image", description="outputs of class tokens at test: of each image, or the batch's mean"
         )

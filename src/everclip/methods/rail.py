@@ -39,7 +39,7 @@ from everclip.methods.shared.weights import Kept
 
 
 class Rail(Kept, RidgeMethod):
-    """A ridge adapter beside zero-shot CLIP."""
+    """A ridge adapter added to zero-shot CLIP."""
 
     class Config(LamConfig):
         search: ClassVar = {"beta": (0.2, 0.5, 0.8, 1.0), "lam": (0.01, 0.1, 1.0)}
@@ -57,12 +57,14 @@ class Rail(Kept, RidgeMethod):
             description="random features, or a Gaussian kernel on the features of all images",
         )
         width: int = Field(default=15_000, ge=0, description="M, random features; 0: the features themselves")
-        gamma: float = Field(default=0.1, gt=0, description="g: of the kernel")
+        gamma: float = Field(default=0.1, gt=0, description="g: factor in the kernel's exponent")
         dual_lam: float = Field(default=0.001, gt=0, description="lam': strength of the dual ridge")
-        beta: float = Field(default=0.8, ge=0, le=1, description="weight of the regression beside zero-shot")
+        beta: float = Field(
+            default=0.8, ge=0, le=1, description="weight of the regression; zero-shot gets the rest"
+        )
         names: Literal["asked", "all"] = Field(
             default="asked",
-            description="names in the softmax: labels asked for, or all of the data set, later ones too",
+            description="names in the softmax: of the labels asked for, or of the whole data set, later ones too",
         )
 
     config: Config

@@ -48,18 +48,20 @@ class Rapf(Sampled):
         search: ClassVar = {"samples": (0.6, 1.0, 2.0), "fuse": (0.4, 0.6, 0.8), "theta": (0.55, 0.65, 1.3)}
 
         samples: float = Field(
-            default=2.0, ge=0.1, description="beta: a tenth of the samples of a class in a step"
+            default=2.0, ge=0.1, description="beta: a tenth of the number of samples per class and step"
         )
-        per_step: int = Field(default=2, ge=1, description="old classes that are sampled in a step")
+        per_step: int = Field(default=2, ge=1, description="old classes sampled per step")
         theta: float = Field(
-            default=0.55, ge=0, description="distance of embeddings below which classes pair; for lite 1.3"
+            default=0.55,
+            ge=0,
+            description="distance between embeddings below which classes pair; use 1.3 for lite",
         )
         margin: float = Field(default=0.1, ge=0, description="margin of the hinge loss of pairs")
         fuse: float | None = Field(
             default=0.6,
             ge=0,
             le=1,
-            description="b: least fraction of the new matrix in the fused one; none: unfused",
+            description="b: smallest fraction of the new matrix in the fused one; none: no fusion",
         )
         shrink: bool = Field(default=False, description="shrink the covariances that are sampled from")
 

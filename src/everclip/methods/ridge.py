@@ -50,7 +50,7 @@ class Ridge(RidgeMethod):
         )
         unseen: Literal["solved", "text"] = Field(
             default="solved",
-            description="weights of labels never trained, with the prior: as solved, or their embedding",
+            description="with the prior, weights of labels never trained: as solved, or their embedding",
         )
 
     config: Config

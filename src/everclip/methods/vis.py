@@ -38,7 +38,7 @@ from everclip.models.depths import Depths
 
 
 class Vis(RidgeMethod):
-    """A mixer of blocks that learns the first task, random features, ridge regression."""
+    """A mixer of blocks trained on the first task, then ridge regression on random features."""
 
     class Config(LamConfig):
         rates: ClassVar = ("lr_head",)
@@ -46,16 +46,18 @@ class Vis(RidgeMethod):
         blocks: list[int] = Field(
             default=[0, 2, 4, 6],
             min_length=1,
-            description="blocks to mix, of those there are, counted from the last, which is 0",
+            description="blocks to mix, counted from the last (0); those that the tower lacks are ignored",
         )
         hidden: int = Field(default=256, ge=0, description="width of the mixer; 0: use the last block alone")
-        stay: float = Field(default=0.01, ge=0, description="weight of the mixer's squared move of a feature")
+        stay: float = Field(
+            default=0.01, ge=0, description="weight of the squared distance that the mixer moves a feature"
+        )
         width: int = Field(default=15_000, ge=0, description="M, random features; 0: u itself")
         lam_choice: Literal["first", "gcv", "fixed", "task", "seen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
             default="first",
             description="how to choose lam: on a fifth of the first task's images (first); by generalised"
             " cross-validation on the sums (gcv); lam itself (fixed); on a fifth of each new task's images,"
-            " fitted on the rest (task) or on all before too (seen)",
+            " fitted on the rest (task) or also on all earlier tasks (seen)",
         )
 
     config: Config

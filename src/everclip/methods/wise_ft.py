@@ -1,4 +1,4 @@
-"""Weights between the model before and after learning, for any method's loss: WiSE-FT, patching.
+"""Averages of the weights before and after learning, for any method's loss: WiSE-FT, patching.
 
     theta = (1 - alpha) theta_anchor + alpha theta_t        for each weight and float buffer of the model
 
@@ -39,7 +39,7 @@ from everclip.methods.shared.weights import blend, weights
 
 
 class WiseFt(Untrained):
-    """Another method, ``inner``, with its weights mixed with those before; what is not said here ``inner`` does."""
+    """Another method, ``inner``, whose weights are averaged with earlier ones; ``inner`` does everything else."""
 
     class Config(MethodConfig):
         search: ClassVar = {"alpha": (0.3, 0.5, 0.7, 0.9)}
@@ -51,7 +51,7 @@ class WiseFt(Untrained):
         anchor: Literal["zero_shot", "previous", "mean"] = Field(
             default="zero_shot",
             description="average with the pretrained model, for predictions only; with the model before the"
-            " task; or with that by alpha = 1 / t, the mean over tasks",
+            " task; or with the latter at alpha = 1 / t, the mean over tasks",
         )
 
     config: Config

@@ -58,21 +58,22 @@ class Zscl(Kept, Distilling):
             default=1.0, ge=0, description="weight of each text's distribution over images"
         )
         l2: float = Field(
-            default=1.0, ge=0, description="weight of the squared distance to the task's first weights"
+            default=1.0, ge=0, description="weight of the squared distance to the weights at the task's start"
         )
         ensemble_every: float | None = Field(
             default=0.1,
             gt=0,
-            description="steps between averaged weights; below 1: fraction of the task's steps; none: no"
+            description="steps between the weights that are averaged; below 1: fraction of the task's steps; none: no"
             " average",
             json_schema_extra={"before": 100},
         )
         reference_images: Literal["emoji", "current", "memory"] = Field(
-            default="emoji", description="pictures of the package, images of the batch, or its exemplars"
+            default="emoji",
+            description="reference images: emoji pictures of the package, the batch's images, or its exemplars",
         )
         reference_texts: Literal["imagenet", "old", "random"] = Field(
             default="imagenet",
-            description="ImageNet's class names, prompts of old classes, or random sentences",
+            description="reference texts: ImageNet's class names, prompts of old classes, or random sentences",
         )
         emoji_count: int = Field(default=600, ge=1, description="largest number of emoji pictures")
 

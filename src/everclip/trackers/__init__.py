@@ -1,4 +1,4 @@
-"""Send a run's log elsewhere beside ``metrics.jsonl``: each file of this folder is a tracker, found by its name.
+"""Send a run's log elsewhere, besides ``metrics.jsonl``: each file in this folder is a tracker, found by its name.
 
 ``trackers = ["tensorboard"]`` in a config turns one on. A tracker only observes: its errors become warnings, and the
 run continues. Write your own with ``from everclip.trackers import Numbers, Tracker``.

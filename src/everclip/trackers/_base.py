@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Tracker(ABC):
-    """A listener that is told what ``metrics.jsonl`` is told.
+    """A listener that receives everything written to ``metrics.jsonl``.
 
     It is made at the run's first event, and again when a stopped run continues.
 
@@ -51,7 +51,7 @@ _FIRST_OF_A_STEP = ("start", "precision", "step")
 
 
 class Numbers(Tracker):
-    """A tracker of curves: it is given each number of an event by a name such as ``step/loss/gcl``, and the step.
+    """A tracker of curves: it receives each number of an event, under a name such as ``step/loss/gcl``, and the step.
 
     An event without a step of its own (a finished stage) belongs to the last step logged. From the step ``again`` on, a
     continued run logs again what it had logged before it stopped.

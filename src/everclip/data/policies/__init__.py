@@ -1,4 +1,4 @@
-"""Choose exemplars: one file per policy, found by its name, and what a policy of your own is written with.
+"""Choose exemplars: one file per policy, found by its name, and what a policy of your own needs.
 
 The contract is imported from here: ``from everclip.data.policies import Policy, Pool``.
 """

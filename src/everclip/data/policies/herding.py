@@ -1,4 +1,4 @@
-"""Equally many images per class, those that keep its mean feature.
+"""Equally many images per class, chosen so that they keep its mean feature.
 
     the k-th = argmin_x || mean(class) - mean(the first k - 1 and x) ||     on unit-length features, each image once
 

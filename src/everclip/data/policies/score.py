@@ -1,4 +1,4 @@
-"""Equally many images per class, drawn in proportion to scores of the method.
+"""Equally many images per class, drawn in proportion to the method's scores.
 
     P(x is drawn next) = s(x) / sum of s over the images of its class and domain that are left
 

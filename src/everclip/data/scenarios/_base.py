@@ -14,7 +14,7 @@ ONLINE_BATCH = 10
 
 
 class ScenarioConfig(sections.Section):
-    """Base of a scenario's ``Config``: its options, which stand in ``[scenario]``; every field with a description."""
+    """Base of a scenario's ``Config``: options in ``[scenario]``, every field with a description."""
 
 
 def once(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Some classes come in one task alone, the others come again: tasks without sharp borders.
+"""Some classes appear in one task only, the others in several: tasks without sharp borders.
 
 As in Si-Blurry: a fraction scenario.disjoint (N) of the classes is disjoint, with all their images in one task. The
 others are blurry: each has a task of its own, too, but a fraction scenario.blurry (M) of the images of these classes is
@@ -37,7 +37,7 @@ class Blurry(Scenario):
         """Options of blurry."""
 
         disjoint: float = Field(
-            default=0.5, ge=0, le=1, description="fraction of the classes that come in one task alone"
+            default=0.5, ge=0, le=1, description="fraction of the classes that appear in one task only"
         )
         blurry: float = Field(
             default=0.1,
@@ -46,12 +46,12 @@ class Blurry(Scenario):
             description="fraction of the other classes' images that are dealt to all tasks",
         )
         stochastic: bool = Field(
-            default=True, description="sizes of the tasks at random (Si-Blurry), not equal (i-Blurry)"
+            default=True, description="whether task sizes are random (Si-Blurry), not equal (i-Blurry)"
         )
         every: int | None = Field(
             default=None,
             ge=1,
-            description="images between two tests of a stream that passes once; none: whole tasks",
+            description="images between two tests, if the stream passes once; none: whole tasks",
         )
 
     config: Config

@@ -47,7 +47,7 @@ class CrossDomain(DomainIncremental):
 
         task_id: Literal["known", "unknown"] = Field(
             default="known",
-            description="whether a test image comes with its data set, or competes among all classes",
+            description="whether a test image's data set is known; else it is classified among all classes",
         )
 
     config: Config

@@ -1,4 +1,4 @@
-"""Each task brings more images of the same kind: image-text pairs, or classes that are all there from the start.
+"""Each task brings more images of the same kind: image-text pairs, or classes that are all present from the start.
 
 A task is what the data names in its column `task` (or `domain`), or a part of the images in the order of their column
 `time`, or an equal part of them at random. scenario.by says which; auto takes the first of these that the data has.

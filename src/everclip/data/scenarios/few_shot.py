@@ -37,7 +37,7 @@ class FewShot(ClassIncremental):
 
         shots: int = Field(default=5, ge=1, description="training images of each class after the first task")
         base: int | None = Field(
-            default=None, ge=1, description="classes of the first task; none: three fifths of them"
+            default=None, ge=1, description="number of classes in the first task; none: three fifths of all"
         )
 
     config: Config

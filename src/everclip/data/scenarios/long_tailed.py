@@ -37,10 +37,11 @@ class LongTailed(ClassIncremental):
         """Options of long-tailed."""
 
         imbalance: float = Field(
-            default=100.0, ge=1, description="images of the largest class over those of the smallest"
+            default=100.0, ge=1, description="images of the largest class, divided by those of the smallest"
         )
         tail: Literal["shuffled", "ordered"] = Field(
-            default="shuffled", description="sizes dealt to classes at random, or the largest classes first"
+            default="shuffled",
+            description="sizes assigned to classes at random, or the largest classes first",
         )
         many: int = Field(default=100, ge=1, description="a class with more training images is many-shot")
         few: int = Field(default=20, ge=1, description="a class with fewer training images is few-shot")

@@ -1,4 +1,4 @@
-"""A stream that passes once, in small batches, and may be asked at any time.
+"""A stream that passes once, in small batches, with tests along the way.
 
 As in online class-incremental learning: classes come task after task, a task's images in a random order, each is
 trained on once (train.epochs is 1), in batches of 10 unless train.batch_size says otherwise. After every scenario.every
@@ -29,7 +29,7 @@ class Online(ClassIncremental):
     class Config(ScenarioConfig):
         """Options of online."""
 
-        every: int = Field(default=100, ge=1, description="images that pass between two tests")
+        every: int = Field(default=100, ge=1, description="images between two tests")
 
     config: Config
 

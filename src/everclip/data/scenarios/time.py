@@ -1,4 +1,4 @@
-"""Images in the order of their time: what was there first is learned first, and tested as it was then.
+"""Images in the order of their time: the earliest are learned first, and each period has its own test images.
 
 The training images are put in order of the column time (also date or timestamp) of a csv: list or an hf: data set, as
 numbers or as dates such as 2024-05-31, and cut into scenario.tasks periods of equally many images. A test image belongs

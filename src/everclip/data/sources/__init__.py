@@ -1,4 +1,4 @@
-"""Find data sets, one source a file, and export what a source of your own is written with.
+"""Find data sets, one file per source, and export what a source of your own needs.
 
 The contract is imported from here: ``from everclip.data.sources import Source, SourceConfig``.
 """

@@ -38,14 +38,14 @@ class Official:
 
 
 class SourceConfig(Section):
-    """Base of a source's ``Config``: options that stand in ``[source]``, every field with a default and a description.
+    """Base of a source's ``Config``: options in ``[source]``, every field with a default and a description.
 
     Fields are of the kinds that a ``MethodConfig`` may have.
     """
 
 
 class Source(ABC):
-    """A way to find images, which data=NAME:ARGUMENT names.
+    """A way to find images, selected by data=NAME:ARGUMENT.
 
     A concrete source lives in a file of its own, whose name is the source's, and is final. A nested ``Config`` has its
     options, if there are any.

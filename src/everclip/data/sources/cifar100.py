@@ -90,7 +90,7 @@ class CifarStore(Store):
 
 
 class Cifar100(Source):
-    """CIFAR-100, downloaded where it is not there."""
+    """CIFAR-100, downloaded if it is missing."""
 
     official: ClassVar[Official] = Official(  # pyright: ignore[reportIncompatibleVariableOverride]
         train=50_000,

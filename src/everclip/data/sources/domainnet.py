@@ -47,7 +47,7 @@ LIMITS = Limits(files=400_000, size=30 << 30)
 
 
 class DomainNet(Source):
-    """DomainNet, downloaded where it is not there."""
+    """DomainNet, downloaded if it is missing."""
 
     official: ClassVar[Official] = Official(  # pyright: ignore[reportIncompatibleVariableOverride]
         train=409_832,

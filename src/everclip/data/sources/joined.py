@@ -52,7 +52,7 @@ class Joined(Source):
         """Options of joined."""
 
         of: list[str] = Field(
-            default=[], description="the data sets, in place of joined:A+B, where a path has a + in it"
+            default=[], description="the data sets, instead of joined:A+B, if a path contains a +"
         )
 
     config: Config

@@ -1,4 +1,4 @@
-"""Tell in numbers what a method asks of the towers: from them the time and the memory of a run are estimated."""
+"""State in numbers what a method demands of the towers, to estimate the time and the memory of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a transformer block's self-attention anew with rows or an update of its weights added; attend over tokens."""
+"""Run a transformer block's self-attention again, with added rows or a weight update; attend over tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train with cross-entropy over the classes, by the text tower or a linear head: what several methods share."""
+"""Train with cross-entropy over the classes, with the text tower or a linear head, for several methods."""
 
 from __future__ import annotations
 

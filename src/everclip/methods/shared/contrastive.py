@@ -63,7 +63,7 @@ class ContrastiveConfig(MethodConfig):
         description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="draw images, or classes and then images of each"
+        default="uniform", description="draw images directly, or first classes and then images of each"
     )
 
 

@@ -1,4 +1,4 @@
-"""Compare images with what tells their class from others, in words (ENGINE)."""
+"""Compare images with descriptions of what distinguishes their class from others (ENGINE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distil image-text similarities, on images and texts that serve as a reference and that no task is made of."""
+"""Distil image-text similarities on reference images and texts."""
 
 from __future__ import annotations
 

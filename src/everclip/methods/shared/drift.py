@@ -1,4 +1,4 @@
-"""Bring the sums over images that are gone from one image tower to another that has been trained since.
+"""Transfer sums over images that are no longer kept from an image tower to its later, trained version.
 
 Features of both towers are known for some images only: new ones and exemplars. With x a feature of the tower that stays
 and d = z - x its move to the other, over these images

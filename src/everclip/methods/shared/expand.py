@@ -1,4 +1,4 @@
-"""Expand a model for der_expand and memo: extractors add up, one per task, with a head on all of their features."""
+"""Expand a model for der_expand and memo: one more extractor per task, and a head on the features of all."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class ExpandConfig(MethodConfig):
     head_init: HeadInit = initial_rows()
     balance: Literal["align", "retrain", "none"] = Field(
         default="retrain",
-        description="correction of the bias towards new classes after a task: learn the head anew, classes"
-        " counting alike, if some are new and all have images (retrain); scale new rows to the mean length of"
-        " the old ones (align); or nothing",
+        description="how to correct the bias towards new classes after a task: learn the head anew, with equal"
+        " weight per class, if some are new and all have images (retrain); scale new rows to the mean length of"
+        " the old ones (align); or not at all",
         json_schema_extra={"before": "align"},
     )
     retrain_penalty: float | None = Field(
         default=10.0,
         ge=0,
-        description="L2 penalty on the head's weights in balance=retrain, learned on the features of each image"
-        " until its loss stops falling; none: by steps through the towers, for retrain_epochs",
+        description="L2 penalty on the head's weights with balance=retrain, fitted to each image's features until"
+        " the loss stops falling; none: learn by steps through the towers, for retrain_epochs",
         json_schema_extra={"before": None},
     )
     retrain_epochs: int | None = Field(

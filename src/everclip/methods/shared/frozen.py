@@ -1,4 +1,4 @@
-"""Learn small modules on the features of frozen towers: what methods that leave CLIP as it is share."""
+"""Learn small modules on the features of frozen towers, for methods that leave CLIP unchanged."""
 
 from __future__ import annotations
 

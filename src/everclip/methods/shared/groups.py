@@ -27,7 +27,7 @@ class GroupConfig(MethodConfig):
     strength: float = Field(
         default=0.1,
         gt=0,
-        description="lambda of kl: small weighs almost only the worst class, large all alike",
+        description="lambda of kl: if small, almost only the worst class counts; if large, all count alike",
     )
     step_size: float = Field(default=0.01, gt=0, description="eta of sagawa")
     omega: Literal["unbiased", "batch"] = Field(
@@ -38,7 +38,7 @@ class GroupConfig(MethodConfig):
     )
     groups: Literal["class", "class_origin", "class_domain"] = Field(
         default="class",
-        description="groups to weigh: classes, classes split into new and memory, or classes per domain",
+        description="what forms a group: classes, classes split into new and memory, or classes per domain",
     )
     gamma_class: float = Field(
         default=0.8, gt=0, le=1, description="weight of the new value in a group's average"

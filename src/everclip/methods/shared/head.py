@@ -1,4 +1,4 @@
-"""Grow a linear head with the classes, and make the classifier of it."""
+"""Grow a linear head with the classes, and build the classifier from it."""
 
 from __future__ import annotations
 

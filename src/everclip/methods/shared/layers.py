@@ -1,4 +1,4 @@
-"""Take one linear head from sums over several layers of a tower, with a mean for each class of each domain."""
+"""Solve one linear head from sums over several layers of a tower, with a mean for each class of each domain."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayersConfig(StatisticsConfig):
 
     stages: list[Positive] | None = Field(
         default=None,
-        description="weights of the last blocks beside the output, last block first; none: 0.5, 0.5 and"
+        description="weights of the last blocks relative to the output, last block first; none: 0.5, 0.5 and"
         " 0.25, for as many blocks as there are",
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
@@ -49,7 +49,7 @@ class LayersConfig(StatisticsConfig):
     )
     domain_shrinkage: Positive | None = Field(
         default=10.0,
-        description="images that a class's mean over all domains counts in its mean of one; none: one for all",
+        description="weight, in images, of a class's mean over all domains in its mean per domain; none: one for all",
     )
     log_priors: bool = Field(
         default=False, description="add the logarithm of a class's fraction of the images"

@@ -1,4 +1,4 @@
-"""Say how far an image is from all classes learned, by sums over images alone.
+"""Measure how far an image is from all learned classes, from sums over images alone.
 
 Classes are Gaussians with means mu_k and one covariance S, the pooled one within classes:
 

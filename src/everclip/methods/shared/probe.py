@@ -1,4 +1,4 @@
-"""Train methods in two stages: represent learns the image tower, probe a linear layer on what it then gives."""
+"""Train methods in two stages: represent trains the image tower, probe a linear layer on its features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ProbeConfig(MethodConfig):
         default=None,
         ge=1,
         description="epochs of the linear probe after each task, through the tower on class-balanced"
-        " batches; none: one pass, then on the kept features until its loss stops falling",
+        " batches; none: one pass, then training on the kept features until the loss stops falling",
         json_schema_extra={"before": 5},
     )
     probe_lr: float = Field(
@@ -55,7 +55,7 @@ class ProbeConfig(MethodConfig):
     )
     probe_start: Literal["fresh", "kept"] = Field(
         default="fresh",
-        description="start the probe's rows of classes with images anew after a task, or keep them",
+        description="after a task, start the probe's rows of classes with images anew, or keep them",
     )
     head_init: HeadInit = initial_rows()
 

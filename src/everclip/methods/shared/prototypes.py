@@ -1,4 +1,4 @@
-"""Keep class means of frozen features, as prototypes or to draw near them; learn a tower's projection beside them."""
+"""Keep class means of frozen features, as prototypes or to sample around; learn a tower's projection with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learn representations: a projector, the model of the task before, and losses of two views."""
+"""Learn representations: a projector, the previous task's model, and losses of two views."""
 
 from __future__ import annotations
 

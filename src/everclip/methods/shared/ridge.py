@@ -33,8 +33,8 @@ USUAL = 0.3
 
 def _lam(**extra: Any) -> Any:
     said = (
-        "strength of the ridge, for lam_choice=fixed or gcv: one that chooses on images uses lam only where"
-        " there are too few; none: chosen by lam_choice, or 0.3 if that chooses nothing"
+        "strength of the ridge, for lam_choice=fixed or gcv; choices on images use it only if there are too few"
+        " images; none: chosen by lam_choice, or 0.3 if that chooses nothing"
     )
     return Field(default=None, gt=0, description=said, json_schema_extra=extra or None)
 
@@ -59,7 +59,7 @@ class LamConfig(MethodConfig):
     lam_choice: Literal["gcv", "fixed", "task", "seen"] = _choice()
     class_weights: bool = Field(
         default=False,
-        description="weigh an image by 1 / (images of its class in its task): classes count alike",
+        description="weight an image by 1 / (images of its class in its task), so that classes count alike",
     )
 
     @property
