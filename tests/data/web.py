@@ -69,9 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
         for number, piece in enumerate((rest[:at], rest[at:])):
             if number and piece:
                 self.site.stall.wait(30)
+            self.site.sent += len(piece)  # before it is sent: who has it all may look before this thread runs again
             self.wfile.write(piece)
             self.wfile.flush()
-            self.site.sent += len(piece)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: stderr is the program's."""
