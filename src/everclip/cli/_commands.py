@@ -11,7 +11,12 @@ _LOOK = Group("Look up", sort_key=2)
 
 
 class Command(NamedTuple):
-    """The help for a command that is not loaded yet; ``code``: whether it may run code that a file names."""
+    """The help for a command that is not loaded yet.
+
+    Args:
+        line: what it does; further paragraphs are shown by its own ``--help`` alone.
+        code: whether it may run code that a file names.
+    """
 
     group: Group
     line: str
@@ -107,7 +112,11 @@ COMMANDS = {
     ),
     "evaluate": Command(
         _RUN,
-        "Test a run's model on its own tasks or on another data set.",
+        """\
+Test a run's model on its own tasks or on another data set.
+
+For images with captions, retrieval is measured: how well the model finds
+captions by image and images by caption.""",
         """\
   everclip evaluate runs/X
   everclip evaluate runs/X --data photos --json
@@ -162,7 +171,14 @@ COMMANDS = {
     ),
     "serve": Command(
         _RUN,
-        "Serve a model over HTTP, and switch to the next version when its folder changes.",
+        """\
+Serve a model over HTTP, and switch to the next version when its folder changes.
+
+Answers POST /predict, /embed and /search, GET /health and /model. A new
+version in the folder MODEL, or where the link MODEL points, is opened, checked
+and used within seconds, without losing a request; so is the previous one after
+a rollback. SIGHUP opens MODEL again. SIGTERM and Ctrl-C answer the requests
+that have arrived, then end the server. There is no authentication.""",
         """\
   everclip serve v2                        # http://127.0.0.1:8000
   everclip serve current --port 9000       # a link to a version
@@ -210,7 +226,11 @@ COMMANDS = {
     ),
     "data": Command(
         _LOOK,
-        "Find duplicate pictures, suspect labels, and broken or tiny pictures.",
+        """\
+Find duplicate pictures, suspect labels, and broken or tiny pictures.
+
+Exits with 1 if a test picture is an exact copy of a training picture, or a
+picture is broken; else with 0.""",
         """\
   everclip data check photos
   everclip data check photos -o check.html   # with small pictures

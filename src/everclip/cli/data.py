@@ -37,8 +37,6 @@ def data(
 ) -> int:
     """Find duplicate pictures, suspect labels, and broken or tiny pictures; nothing is changed.
 
-    Exit with 1 if a test picture is an exact copy of a training picture, or a picture is broken; else with 0.
-
     Args:
         action: What to do: check.
         spec: A folder, SOURCE or SOURCE:ARGUMENT, as after data=.

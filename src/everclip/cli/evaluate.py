@@ -34,8 +34,6 @@ def evaluate(
 ) -> None:
     """Measure accuracy and calibration of a learned model, or of a model's zero-shot classifier, on test images.
 
-    For images with captions, measure retrieval: how well the model finds captions by image and images by caption.
-
     Args:
         run: A run directory or a model folder; or any model's name with --data.
         data: Images in CLASS folders (default: the run's own test images). A folder without train/ and test/ is used

@@ -23,11 +23,7 @@ def serve(
     max_megapixels: int = 50,
     max_waiting: int = 256,
 ) -> None:
-    """Answer POST /predict, /embed and /search, GET /health and /model, and follow MODEL to its next version.
-
-    A new version in the folder MODEL, or where the link MODEL points, is opened, checked and used within seconds,
-    without losing a request; so is the previous one after a rollback. SIGHUP opens MODEL again. SIGTERM and Ctrl-C
-    answer the requests that have arrived, then end the server. There is no authentication.
+    """Serve a model over HTTP.
 
     Args:
         host: Address to listen on; 0.0.0.0 for other machines too.
