@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         for number, piece in enumerate((rest[:at], rest[at:])):
             if number and piece:
                 self.site.stall.wait(30)
-            self.site.sent += len(piece)  # before it is sent: who has it all may look before this thread runs again
+            # Counted before it is sent: a client that has it all may look before this thread runs again.
+            self.site.sent += len(piece)
             self.wfile.write(piece)
             self.wfile.flush()
 
