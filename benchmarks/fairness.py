@@ -96,8 +96,8 @@ def cases() -> Iterator[Case]:
         yield Case("probes", method, 1, ("method.probe_epochs=5",), ())
         fifty = "method.probe_epochs=50"
         yield Case("few", method, 1, (fifty, "method.few=once"), (fifty, "method.few=again"))
-        if method != "cclis":
-            yield Case("views", method, 1, ("cache.views=1",), ("cache.views=1", "train.augment=crop_colour"))
+    for method in ("co2l", "cassle"):
+        yield Case("views", method, 1, ("cache.views=1",), ("cache.views=1", "train.augment=crop_colour"))
     yield Case("mixed", "cassle", 1, ("method.probe=current",), ("method.probe=mixed",))
     yield Case("joint", "joint", 0, ("train.epochs=3",), ("train.epochs=15",))
     for level in (1, 10):

@@ -47,9 +47,8 @@ def interval(values: Sequence[float]) -> Interval:
     """Return the mean and Student t interval of at least one value (seeds are independent repetitions); without an
     interval below ``LEAST`` values."""
     n = len(values)
-    mean = min(
-        max(math.fsum(values) / n, min(values)), max(values)
-    )  # rounding may move the mean of equal values
+    # Rounding may move the mean of equal values away from them.
+    mean = min(max(math.fsum(values) / n, min(values)), max(values))
     if n < LEAST:
         return Interval(mean, None, None, n)
     half = float(special.stdtrit(n - 1, _UPTO)) * _error(values, mean)
