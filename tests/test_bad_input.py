@@ -114,7 +114,7 @@ CASES = [
     Case("folder alone that is missing", settings("data={root}/no"),
          'error: data "{root}/no" is not there: give a folder of CLASS folders, or a source (everclip datasets)'),
     Case("word alone", settings("data=imagefoldr"),
-         'error: data "imagefoldr" is no source, and no folder that is there; did you mean "imagefolder" or'
+         'error: data "imagefoldr" is neither a source nor a folder that exists; did you mean "imagefolder" or'
          ' "domainfolder"?'),
     Case("unknown source", settings("data=imagefoldr:{root}"),
          'error: unknown source "imagefoldr"; did you mean "imagefolder" or "domainfolder"?'),
@@ -182,7 +182,7 @@ CASES = [
     Case("folder named twice", write("classnames.txt", "red\trose\nblue\tsky\nred\truby\n"),
          'error: lines 1 and 3 of {root}/classnames.txt both name "red": keep one'),
     Case("names in another encoding", write("classnames.txt", "red\trosé\n", encoding="latin-1"),
-         "error: class names file {root}/classnames.txt cannot be read (line 1 is no UTF-8 text): give a text file"),
+         "error: class names file {root}/classnames.txt cannot be read (line 1 is not UTF-8 text): give a text file"),
     Case("missing names", settings("classnames={root}/x"), f"error: class names file {{root}}/x {NO_TEXT}"),
     Case("missing templates", settings("templates={root}/x"), f"error: templates file {{root}}/x {NO_TEXT}"),
     Case("template without a place", write("templates.txt", "a photo of a thing, " * 9),
@@ -223,7 +223,7 @@ CASES = [
          'error: the features "image" are not finite at step 2 of task 1 (ids of its first images: N, N, N): lower'
          " train.lr", 1),
     Case("file for a run", write("../run", "mine"),
-         "error: out={tmp}/run exists and is no run directory: give a new or an empty folder"),
+         "error: out={tmp}/run exists and is not a run directory: give a new or an empty folder"),
     # Odd, and fine.
     Case("quotes, markup and braces in names", tree('it\'s "it"', "[red]x", "<b>&amp; {}%s\\"),
          "", 0, named=['it\'s "it"', "[red]x", "<b>&amp; {}%s\\"]),

@@ -19,6 +19,7 @@ from PIL import Image
 
 import everclip
 from everclip.cli.app import main
+from everclip.data import load
 from everclip.data.gathered import Encoded
 from everclip.data.given import checked, encoded, lines, named, several, to_test
 from everclip.errors import UserError, check_range
@@ -27,7 +28,7 @@ from everclip.seeding import unchanged
 from everclip.system import progress
 from everclip.updating.versions import rollback
 from tests.learned import coloured
-from tests.pictures import COLOURS, picture
+from tests.pictures import COLOURS, image_folder, picture
 
 COLD = {"blue": (40, 60, 220), "green": (40, 180, 60)}
 
@@ -161,6 +162,18 @@ def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
         )
 
 
+def test_a_kept_image_whose_file_has_gone_is_named_and_nothing_is_written(toy: str, tmp_path: Path) -> None:
+    learner = everclip.Learner(toy, progress=False, exemplars=2)
+    photos = image_folder(tmp_path / "photos", {"train": 4, "test": 2})
+    learner.learn(load(f"imagefolder:{photos}"))
+    photos.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"/\d\.png cannot be read \(No such file .*\): put it back"):
+        learner.save(tmp_path / "v1")
+    assert not (tmp_path / "v1").exists()
+    (tmp_path / "moved").rename(photos)
+    assert is_version(learner.save(tmp_path / "v1"))
+
+
 def test_an_earlier_version_may_go_once_a_later_one_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,7 +283,7 @@ def test_a_dataset_has_its_own_labels(learner: everclip.Learner, tmp_path: Path)
     assert len(learner.predict(found)) == 12
     with pytest.raises(UserError, match="its own labels"):
         learner.learn(found, ["blue"])
-    with pytest.raises(UserError, match=r"test is no pair .* or a Dataset"):
+    with pytest.raises(UserError, match=r"test is not a pair .* or a Dataset"):
         to_test((found, None), None)
 
 
@@ -589,7 +602,7 @@ def test_features_may_be_tensors_of_any_float() -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([[1.0, 2.0], [3.0]], r"features are no array \(.*\): give floats \[n, d\]"),
+        ([[1.0, 2.0], [3.0]], r"features are not an array \(.*\): give floats \[n, d\]"),
         (torch.zeros(2, 8, dtype=torch.int64), r"features are int64 \[2, 8\]: give floats \[n, 8\]"),
         (np.array(3.0), "features is a ndarray without rows: give floats"),
     ],

@@ -182,7 +182,7 @@ def test_names_that_are_no_utf_8(folder: Path) -> None:
             os.mkdir(path) if b"." not in name else Path(os.fsdecode(path)).write_bytes(b"")
         except OSError:
             pytest.skip("the file system takes UTF-8 names only")
-        with pytest.raises(UserError, match=r"caf\\udce9.* is no UTF-8 name: rename it"):
+        with pytest.raises(UserError, match=r"caf\\udce9.* is not a UTF-8 name: rename it"):
             data.load(f"imagefolder:{folder}")
         os.rmdir(path) if b"." not in name else os.remove(path)
 
@@ -244,7 +244,7 @@ def test_a_folder_given_without_its_source(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert data.load("photos").class_names == data.load("imagefolder:photos").class_names
-    with pytest.raises(UserError, match='data "phots" is no source, and no folder that is there'):
+    with pytest.raises(UserError, match='data "phots" is neither a source nor a folder that exists'):
         data.load("phots")
 
 

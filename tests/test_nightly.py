@@ -42,7 +42,7 @@ def test_without_a_version_in_use_nothing_is_moved(current: str | None, tmp_path
         (tmp_path / "current").write_text("v1")
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run([SCRIPT, tmp_path], capture_output=True, text=True, check=False)
-    told = f"{tmp_path}/current is no link to a version: make one, ln -s v1 current\n"
+    told = f"{tmp_path}/current is not a link to a version: make one, ln -s v1 current\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -152,7 +152,7 @@ def test_mistakes_are_told_in_the_command_lines_words(
 
 
 def test_settings_that_no_command_line_has(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no key"):
+    with pytest.raises(UserError, match="is not a key"):
         everclip.train({"train lr": 1})
     for given, reason in (
         ({"seed": object()}, r'"seed" has no form as text \(a object\): give a number, a text, a path or a'),
@@ -161,7 +161,7 @@ def test_settings_that_no_command_line_has(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=reason):
             everclip.train(given)
-    with pytest.raises(UserError, match='"nothing" is no shipped config'):
+    with pytest.raises(UserError, match='"nothing" is not a shipped config'):
         everclip.train("nothing")
 
 

@@ -151,7 +151,7 @@ class Catalogue:
         icon_set = self.sets[set_name]
         icon = icon_set.find(concept)
         if plain(concept) not in self.codepoints:
-            raise SystemExit(f"{concept!r} is no emoji of {sorted(lists.GROUPS)}")
+            raise SystemExit(f"{concept!r} is not an emoji of {sorted(lists.GROUPS)}")
         if icon is None:
             return None
         path = f"{set_name}/{self.codepoints[plain(concept)]}.webp"

@@ -91,7 +91,7 @@ def check_tree(root: Path, wanted: str) -> None:
         UserError: with the first file that differs, or the commit of the tag.
     """
     if not git(root, "rev-parse", "HEAD"):
-        raise UserError(f"{root} is no git checkout: release from a clone")
+        raise UserError(f"{root} is not a git checkout: release from a clone")
     if changed := git(root, "status", "--porcelain").splitlines():
         raise UserError(
             f"the working tree has {len(changed)} changes, such as {changed[0]!r}: commit or remove them"

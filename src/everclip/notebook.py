@@ -103,7 +103,9 @@ def _words(settings: Settings, prefix: str = "") -> Iterator[str]:
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if not key.replace(".", "").replace("-", "").isidentifier():
-            raise UserError(f"{shown(key)} is no key: use for example train.lr, or a section such as train")
+            raise UserError(
+                f"{shown(key)} is not a key: use for example train.lr, or a section such as train"
+            )
         if isinstance(value, Mapping):
             yield from _words(value, f"{key}.")
         else:

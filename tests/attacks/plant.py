@@ -143,7 +143,7 @@ def versioned(folder: Path, marker: Path) -> None:
 
 
 def tokenizer_class(folder: Path, marker: Path) -> None:
-    """A class of transformers that is no tokenizer, and reads an ``auto_map`` of another file."""
+    """A class of transformers that is not a tokenizer, and reads an ``auto_map`` of another file."""
     payload(folder / "strange.py", marker, _CLASSES)
     change(folder / TOKENIZER, tokenizer_class="AutoFeatureExtractor")
     change(folder / "preprocessor_config.json", auto_map={"AutoFeatureExtractor": "strange.StrangeTokenizer"})

@@ -127,7 +127,7 @@ def test_the_page_has_pictures_and_escapes_names(tmp_path: Path, toy: str, say: 
     ("words", "message"),
     [
         (["look", "x"], 'everclip data does not take "look": use "everclip data check x"'),
-        (["check", "nowhere"], 'data "nowhere" is no source, and no folder that is there'),
+        (["check", "nowhere"], 'data "nowhere" is neither a source nor a folder that exists'),
         (["check", "emoji", "--near", "2"], "--near is 2: use a number above 0, at most 1"),
         (["check", "emoji", "--most", "0"], "--most is 0: use a whole number from 1 to 1000"),
         (["check", "emoji", "-o", "/"], "/ cannot be written (it is a folder): give the name of a file"),

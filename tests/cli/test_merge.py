@@ -179,7 +179,7 @@ BAD: list[tuple[str, str]] = [
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full/file", "{tmp}/full/file exists: give a new or an empty folder"),
     ("{run} --with zero-shot --alpha 0.5 -o {tmp}/full/file/m", "{tmp}/full/file/m cannot be written, as {tmp}/full"),
     ("{run} --with {toy2} --alpha 0.5 -o {tmp}/m", "{run} and {toy2} have different architectures: give models"),
-    ("{run} --with {tmp}/no --alpha 0.5 -o {tmp}/m", 'model "{tmp}/no" is no folder and no known name'),
+    ("{run} --with {tmp}/no --alpha 0.5 -o {tmp}/m", 'model "{tmp}/no" is neither a folder nor a known name'),
     ("{toy} --with zero-shot --alpha 0.5 -o {tmp}/m", "{toy} has learned nothing: give a run directory or a model"),
     ("{head} --with zero-shot --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),
     ("{run} --with {head} --alpha 0.5 -o {tmp}/m", "{head} was learned with ncm, whose classifier is more than"),

@@ -33,7 +33,7 @@ __all__ = ["made"]
         (["--port", 70_000], "--port is 70000: use a whole number from 0 to 65535"),
         (["--max-waiting", 0], "--max-waiting is 0: use a whole number from 1 to 1000000"),
         (["--max-megapixels", 90], "--max-megapixels is 90: use a whole number from 1 to 89"),
-        (["--host", "no such host"], "--host no such host is no address"),
+        (["--host", "no such host"], "--host no such host is not an address"),
         (["--host", "192.0.2.1", "--port", 0], "port 0 of 192.0.2.1 cannot be used (Cannot assign requested"),
         (["--port", 0], "lite comes without classes: give --classes FILE, one name per line"),
     ],

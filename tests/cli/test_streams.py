@@ -156,7 +156,7 @@ def test_a_locale_without_other_scripts(places: dict[str, str]) -> None:
     assert (out + err).isascii()
     code, out, err = shell(places, WORDS["predict"], "", **C_LOCALE)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "is no text in this locale: set LC_ALL=C.UTF-8" in err
+    assert "is not text in this locale: set LC_ALL=C.UTF-8" in err
 
 
 def test_json_stays_json_where_stdout_knows_ascii_alone(places: dict[str, str]) -> None:

@@ -141,9 +141,9 @@ def test_unreadable_pictures_and_warnings(
 
 def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert main(["evaluate", "lite"]) == 2
-    assert "is no run directory: give one, or a model's name with --data" in capsys.readouterr().err
+    assert "is not a run directory: give one, or a model's name with --data" in capsys.readouterr().err
 
 
 @pytest.mark.slow

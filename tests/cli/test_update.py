@@ -272,7 +272,7 @@ def test_what_is_missing_is_said(
     assert main(["update", world["v1"], "--add", world["cold"], "-o", str(tmp_path / "v2")]) == 2
     assert "needs --test" in capsys.readouterr().err
     assert main(["rollback", str(tmp_path)]) == 2
-    assert "is no version" in capsys.readouterr().err
+    assert "is not a version" in capsys.readouterr().err
 
 
 def test_plain_folders_are_read_and_one_folder_is_split(

@@ -660,8 +660,8 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
         (["optimizer_steps>=40", "gdro<gcl"], 3, "ncm: optimizer_steps 40"),
         (["nobody<gcl"], 2, "matches no row"),
         (["method=gdro model=x last<0.8"], 2, "matches no row"),
-        (["gdro"], 2, "is no condition"),
-        (["<"], 2, "is no condition"),
+        (["gdro"], 2, "is not a condition"),
+        (["<"], 2, "is not a condition"),
         (["method=gdro speed<3"], 2, 'has no number "speed"'),
     ],
 )

@@ -76,7 +76,7 @@ def toml(folder: Path, text: str, name: str = "my.toml") -> str:
 )
 def test_a_value_on_the_command_line(token: str, value: object) -> None:
     if token.startswith('"'):
-        assert "is no shipped config" in refusal([token])
+        assert "is not a shipped config" in refusal([token])
         return
     found: object = load_config([token])
     for name in token.partition("=")[0].split("."):

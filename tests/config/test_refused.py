@@ -110,15 +110,15 @@ REFUSED = [
     (["train.lr=" + "[" * 5000], 'the value of "train.lr" is nested too deeply: use a plain list'),
     (["=3"], '"=3" has no key: use for example train.lr=1e-4'),
     (["seed="], '"seed=" has no value: use for example seed=0'),
-    (["seed=0", "gdro"], '"gdro" is no KEY=VALUE: use for example train.lr=1e-4'),
+    (["seed=0", "gdro"], '"gdro" is not KEY=VALUE: use for example train.lr=1e-4'),
     (
         ["default", "b.toml"],
         (
-            '"b.toml" is no KEY=VALUE: use for example train.lr=1e-4;'
+            '"b.toml" is not KEY=VALUE: use for example train.lr=1e-4;'
             " a config's name or file comes first, and only once"
         ),
     ),
-    (["defualt"], '"defualt" is no shipped config, .toml file or KEY=VALUE; did you mean "default"?'),
+    (["defualt"], '"defualt" is not a shipped config, .toml file or KEY=VALUE; did you mean "default"?'),
     (
         ["no.toml"],
         "config no.toml does not exist: give a .toml file, or one of cifar100, default, demo, domainnet,"
@@ -178,7 +178,7 @@ def test_a_bad_file_gives_one_line_that_names_it(tmp_path: Path, text: str, mess
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_bytes(b'# fine\ndata = "\xff"\n')
-    assert refusal([str(path)]) == f"{path}: line 2 is no UTF-8 text"
+    assert refusal([str(path)]) == f"{path}: line 2 is not UTF-8 text"
     (tmp_path / "folder.toml").mkdir()
     assert (
         refusal([str(tmp_path / "folder.toml")])
@@ -205,7 +205,7 @@ def test_files_that_extend_one_another_without_end(tmp_path: Path) -> None:
 def test_a_mistake_in_an_extended_file_names_that_file(tmp_path: Path) -> None:
     base = toml(tmp_path, "sed = 1", "base.toml")
     assert refusal([toml(tmp_path, 'extends = "base.toml"')]).startswith(f'{base}: unknown key "sed"')
-    assert refusal([toml(tmp_path, 'extends = "defualt"')]).startswith('"defualt" is no shipped')
+    assert refusal([toml(tmp_path, 'extends = "defualt"')]).startswith('"defualt" is not a shipped')
 
 
 # Fuzz: only UserError escapes, with one line, and no key is ignored -----------------------------------------

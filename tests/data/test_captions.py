@@ -59,8 +59,8 @@ def test_captions_are_checked() -> None:
     [
         ([], "here has no caption: write one, or leave the image out"),
         (["a", " \n"], "here has an empty caption: write one, or leave the image out"),
-        ([3], 'here has the caption "3", which is no text: use a text'),
-        (["\ud800"], "which is no text: use a text"),
+        ([3], 'here has the caption "3", which is not text: use a text'),
+        (["\ud800"], "which is not text: use a text"),
         (["x" * (MOST_CAPTION + 1)], "here has a caption of 100,001 characters: keep to 100,000"),
         ([str(n) for n in range(MOST_OF_AN_IMAGE + 1)], "here has 1,001 captions: use at most 1,000"),
     ],

@@ -183,7 +183,7 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "no character": (
         changed(classnames=np.frombuffer(b"\xff\xff\xff\x7f" * 6, "<U1")),
-        "classnames holds what is no text",
+        "classnames holds what is not text",
     ),
     "one class": (
         changed(labels=np.zeros(60, dtype=int), test_labels=np.zeros(24, dtype=int)),

@@ -116,7 +116,7 @@ BAD: list[tuple[str, Callable[[], Mapping[str, Any]], str, str]] = [
      'hf:{0} has several image columns, "image, mask": use hf:{0}#image=COLUMN'),
     ("a column that is not there", both(), "#label=labl",
      'hf:{0} has no column "labl"; did you mean "label"?'),
-    ("labels that are no whole numbers", lambda: {"train": cast(table(2), "label", "float32", len)}, "#label=label",
+    ("labels that are not whole numbers", lambda: {"train": cast(table(2), "label", "float32", len)}, "#label=label",
      'the column "label" of hf:{0} holds no names or whole numbers: choose another label'),
     ("images that are numbers", both(), "#image=label",
      'the column "label" of hf:{0} holds no encoded images or paths: choose another image'),

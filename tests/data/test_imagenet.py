@@ -180,7 +180,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("still packed", lambda root: (root / "train" / f"{A}.tar").write_bytes(b""),
      f"{{0}}/train holds {A}.tar, still packed: unpack each to a folder of its name"),
     ("no id", lambda root: (root / "train" / "tench").mkdir(),
-     'class folder "tench" in {0}/train is no WordNet id such as n01440764: remove it, or use imagefolder:{0}'),
+     'class folder "tench" in {0}/train is not a WordNet id such as n01440764: remove it, or use imagefolder:{0}'),
     ("ImageNet-21k", lambda root: (root / "val" / "n00004475").mkdir(),
      'class folder "n00004475" in {0}/val is of another ImageNet: remove it, or use imagefolder:{0}'),
     ("an empty class", lambda root: [path.unlink() for path in (root / "train" / A).iterdir()],
@@ -195,7 +195,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
         root / "val" / B / f"{A}_1000.JPEG"),
      f"{{0}}/val/{B}/{A}_1000.JPEG is of the class {A}: move it to {{0}}/val/{A}"),
     ("no image of ImageNet", lambda root: (root / "val" / A / "ü.JPEG").write_bytes(b""),
-     f"{{0}}/val/{A} holds '\\xfc.JPEG', which is no image of ImageNet: remove it"),
+     f"{{0}}/val/{A} holds '\\xfc.JPEG', which is not an image of ImageNet: remove it"),
 ]  # fmt: skip
 FLAT: list[tuple[str, Callable[[Path], object], str]] = [
     ("no list", lambda root: None,

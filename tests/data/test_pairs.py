@@ -122,7 +122,7 @@ def test_text_files_beside_images(tmp_path: Path) -> None:
 FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: (root / "red/1.txt").unlink(), "red/1.png has no caption: write 1.txt beside it, or remove it"),
     (lambda root: (root / "red/1.txt").write_text(" \n"), "red/1.txt has no caption: write one"),
-    (lambda root: (root / "red/1.txt").write_bytes(b"\xff\xfe"), "line 1 is no UTF-8 text"),
+    (lambda root: (root / "red/1.txt").write_bytes(b"\xff\xfe"), "line 1 is not UTF-8 text"),
     (lambda root: (root / "red/0.json").write_text("{"), "red/0.json cannot be read as a caption (no valid JSON"),
     (lambda root: (root / "red/0.json").write_text("[]"), 'red/0.json has no "caption"'),
     (lambda root: (root / "red/0.json").write_text('{"caption": 3}'), 'red/0.json has no "caption"'),

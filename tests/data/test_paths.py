@@ -62,7 +62,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not there: give a folder of CLASS folders"):
             data.load(spec)
     with pytest.raises(
-        UserError, match='"imagefoldr" is no source, and no folder that is there; did you mean'
+        UserError, match='"imagefoldr" is neither a source nor a folder that exists; did you mean'
     ):
         data.load("imagefoldr")
 

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     image_folder(tmp_path, {"train": 4, "test": 2}, classes=3)
     whole = (tmp_path / "train/red/0.png").read_bytes()
     (tmp_path / "train/red/0.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "train/blue/1.png").write_bytes(b"this is no picture")
+    (tmp_path / "train/blue/1.png").write_bytes(b"this is not a picture")
     (tmp_path / "test/green/0.png").unlink()
     (tmp_path / "test/green/0.png").mkdir()
     return tmp_path

@@ -73,7 +73,7 @@ def test_large_values_do_not_overflow(kind: str, tmp_path: Path) -> None:
     assert large.dtype == torch.float32
     assert torch.equal(large[0], plain[0].float())
     assert ((large[1] - what[1]).abs() <= 1e-3 * what[1].abs() + 1.0).all()
-    assert rows.read([key(2, 0)])[0, 0, 0].isinf(), "what is no number is not hidden"
+    assert rows.read([key(2, 0)])[0, 0, 0].isinf(), "what is not a number is not hidden"
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])

@@ -78,11 +78,11 @@ BAD: list[tuple[str, list[Sample], str]] = [
     ("empty label", one(jpg=JPG, cls=b"\n", json=b"{}"),
      'sample "7" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a name in .cls", one(jpg=JPG, cls=b"cat"),
-     'sample "7" of {} has "cat" in .cls, which is no number: use .txt or .json for names'),
+     'sample "7" of {} has "cat" in .cls, which is not a number: use .txt or .json for names'),
     ("a fraction in .cls", one(jpg=JPG, cls=b"1.5"),
-     'sample "7" of {} has "1.5" in .cls, which is no number: use .txt or .json for names'),
+     'sample "7" of {} has "1.5" in .cls, which is not a number: use .txt or .json for names'),
     ("a pickle in .cls", one(jpg=JPG, cls=b"\x80\x04K\x01."),
-     'sample "7" of {} has a .cls that is no UTF-8 text: use a class\'s number or name'),
+     'sample "7" of {} has a .cls that is not UTF-8 text: use a class\'s number or name'),
     ("below zero", one(jpg=JPG, cls=b"-1"),
      'sample "7" of {} has the label "-1": number classes from 0, or leave it out'),
     ("a fraction in .json", one(jpg=JPG, json=b'{"label": 1.5}'),
@@ -92,9 +92,9 @@ BAD: list[tuple[str, list[Sample], str]] = [
     ("several in .json", one(jpg=JPG, json=b'{"label": [1, 2]}'),
      'sample "7" of {} has the label [1, 2] in .json: use a number or a name'),
     ("no JSON", one(jpg=JPG, json=b"{"),
-     'sample "7" of {} has a .json that is no JSON: use a class\'s number or name'),
+     'sample "7" of {} has a .json that is not JSON: use a class\'s number or name'),
     ("deep JSON", one(jpg=JPG, json=b"[" * 100_000),
-     'sample "7" of {} has a .json that is no JSON: use a class\'s number or name'),
+     'sample "7" of {} has a .json that is not JSON: use a class\'s number or name'),
     ("a long text", one(jpg=JPG, txt=b"x" * 2_000_000),
      'sample "7" of {} has a .txt of 2,000,000 bytes: use the label alone'),
     ("a key twice", [*samples(1), *samples(1)],
@@ -103,8 +103,8 @@ BAD: list[tuple[str, list[Sample], str]] = [
      'sample "1" of {} has no label: add a .cls, a .txt or a .json with "label"'),
     ("a file twice", [("1", {"jpg": JPG}), ("1", {"jpg": JPG})],
      '{} holds the file "1.jpg" twice: keep one'),
-    ("a name that is no text", [("\udcff", {"jpg": JPG, "cls": b"1"})],
-     '{} holds "\\udcff", which is no UTF-8 name: rename it'),
+    ("a name that is not text", [("\udcff", {"jpg": JPG, "cls": b"1"})],
+     '{} holds "\\udcff", which is not a UTF-8 name: rename it'),
 ]
 # fmt: on
 
@@ -167,8 +167,8 @@ def test_a_truncated_shard_is_noticed_wherever_it_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no plain tar file (empty file): unpack or copy it again"),
-        (b"<html>404</html>" * 99, "is no plain tar file (invalid header): unpack or copy it again"),
+        (b"", "is not a plain tar file (empty file): unpack or copy it again"),
+        (b"<html>404</html>" * 99, "is not a plain tar file (invalid header): unpack or copy it again"),
     ],
 )
 def test_files_that_are_no_tar_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_compressed_shard_of_another_name(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", samples(1))
     with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
         tar.add(tmp_path / "a.tar")
-    assert "b.tar is no plain tar file" in broken(tmp_path / "b.tar")
+    assert "b.tar is not a plain tar file" in broken(tmp_path / "b.tar")
 
 
 def test_flipped_bytes_end_in_a_message_or_in_an_image(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_joined_data_keep_a_test_part_that_one_of_them_came_with(tmp_path: Path)
     [
         ("joined:{a}", r"needs two data sets or more: use data=joined:A\+B"),
         ("joined:{a}+joined:{a}", "name its data sets one by one"),
-        ("joined:{a}+nowhere", "is no source, and no folder that is there"),
+        ("joined:{a}+nowhere", "is neither a source nor a folder that exists"),
     ],
 )
 def test_what_cannot_be_joined(tmp_path: Path, spec: str, message: str) -> None:

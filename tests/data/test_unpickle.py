@@ -70,7 +70,7 @@ def test_nothing_is_called(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "made"
     content = pickle.dumps({"data": Evil(path)}, protocol)
     with pytest.raises(
-        UserError, match=r"^file is no file of CIFAR: it holds .*; get the original, and do not"
+        UserError, match=r"^file is not a file of CIFAR: it holds .*; get the original, and do not"
     ):
         unpickle(content, "file")
     assert not path.exists()
@@ -86,7 +86,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a part of a known name", PUT + b"cnumpy\nload\ns.", "the name 'numpy.load'"),
     ("a dotted name", PUT + b"cnumpy\nndarray.dump\ns.", "the name 'numpy.ndarray.dump'"),
     ("a name from the stack", PUT + b"\x8c\x02os\x8c\x05mkdir\x93s.", "the name 'os.mkdir'"),
-    ("a name that is no text", PUT + b"))\x93s.", "a name that is no text"),
+    ("a name that is not text", PUT + b"))\x93s.", "a name that is not text"),
     ("INST", b"}U\x01a(U\x01xios\nmkdir\ns.", "the instruction INST"),
     ("OBJ", b"}U\x01a(cnumpy\nndarray\nos.", "the instruction OBJ"),
     ("NEWOBJ", b"}U\x01acnumpy\nndarray\n)\x81s.", "the instruction NEWOBJ"),
@@ -98,7 +98,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("another type", PUT + b"cnumpy\ndtype\nU\x02O8K\x00K\x01\x87Rs.", "an array of other numbers than bytes"),
     ("another encoding", PUT + b"c_codecs\nencode\nX\x01\x00\x00\x00aU\x03hex\x86Rs.",
      "a text in another encoding than Latin-1"),
-    ("a key that is no text", b"})K\x01s.", "a key that is no text"),
+    ("a key that is not text", b"})K\x01s.", "a key that is not text"),
     ("a state of a list", PUT + b"]}bs.", "the state of an unknown object"),
     ("no dict", b"](K\x01K\x02e.", "no dict"),
 ]  # fmt: skip
@@ -111,13 +111,13 @@ def test_what_is_refused(content: bytes, what: str) -> None:
     with pytest.raises(UserError) as caught:
         unpickle(content, "file")
     assert str(caught.value) == (
-        f"file is no file of CIFAR: it holds {what}; get the original, and do not open this one with pickle"
+        f"file is not a file of CIFAR: it holds {what}; get the original, and do not open this one with pickle"
     )
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros(3, dtype=np.int8), np.array([Evil(Path("x"))])])
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(UserError, match="file is no file of CIFAR"):
+    with pytest.raises(UserError, match="file is not a file of CIFAR"):
         unpickle(pickle.dumps({"data": array}, 2), "file")
 
 

@@ -266,5 +266,5 @@ def _holds(held: Any, key: str, text: str, value: Any) -> bool:
         return held in (None, value) or key in LEFT_OPEN
     with suppress(ValueError):
         if isinstance(held, float):
-            return held == float(text)  # ".5" is no TOML, but may stand after "="
+            return held == float(text)  # ".5" is not a TOML, but may stand after "="
     return held in (value, text)

@@ -299,7 +299,7 @@ def test_names_are_utf8_before_anything_is_computed(
         code, _, err = say("embed", toy, *words, "-o", tmp_path / "v")
         assert (code, err.count("\n")) == (2, 1)
         assert "caf\\udce9" in err
-        assert err.endswith(" in what is to be embedded is no UTF-8 name: rename it\n")
+        assert err.endswith(" in what is to be embedded is not a UTF-8 name: rename it\n")
     assert not (tmp_path / "v").exists()
 
 

@@ -159,7 +159,7 @@ def change(key: str, value: object) -> Callable[[Path], object]:
         (change("templates", ["\u202e{}"]), r'template 1 of .*everclip.json cannot be printed \("\\u202e{}"'),
         (change("settings", {"model": "\x9b2J"}), r'everclip.json has the text "\\x9b2J"'),
         (change("\x1b[2J", 1), r"\\x1b\[2J: Extra inputs are not permitted"),
-        (change("classes", ["a"]), r"a label is no index of a class"),
+        (change("classes", ["a"]), r"a label is not an index of a class"),
         (change("colour", 1), r"colour: Extra inputs are not permitted"),
         (change("tasks", []), r"tasks: List should have at least 1 item"),
         (change("settings", {"method": {"name": "gdor"}}), r'unknown method "gdor"'),
@@ -186,7 +186,7 @@ def test_what_cannot_be_opened(run_of: Callable[[str], Path], toy: str, tmp_path
         (str(tmp_path / "file"), None, "is a file: give a run directory, a model folder or a model's name"),
         (toy, None, "comes without classes: give --classes FILE, one name per line"),
         (toy, ["a", "a"], 'are both named "a"'),
-        (str(tmp_path / "no"), ["a"], "is no folder and no known name"),
+        (str(tmp_path / "no"), ["a"], "is neither a folder nor a known name"),
         (
             str(run_of("gdro")),
             ["reed"],

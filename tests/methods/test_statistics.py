@@ -243,7 +243,7 @@ def test_first_session_adaptation_trains_in_the_first_task_alone(loss: str, clip
     terms = learner.loss(learner.encode(clip, on, phase), on, phase)
     assert all(term.requires_grad for term in terms.values())
     assert {id(p) for p in learner.trainable(clip, phase)} >= {id(p) for _, p in clip.image_parameters()}
-    assert not list(method.parameters()), "its head is no part of the state"
+    assert not list(method.parameters()), "its head is not a part of the state"
     method.end_task(clip, first, [on], [])
     second = replace(first, index=1)
     assert method.learner(second) is method

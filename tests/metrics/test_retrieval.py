@@ -48,7 +48,7 @@ def test_ties_count_against_the_query() -> None:
     assert ranked(same, same, pairs).images.tolist() == [4, 4, 4, 4]
     # a tie between one's own texts is none
     assert ranked(same[:1], same, np.array([[0, t] for t in range(4)])).images.tolist() == [1]
-    # a text that two images share is found by either, and the other one is no rival
+    # a text that two images share is found by either, and the other one is not a rival
     images, texts = _units([0, 1, 90]), _units([0, 90])
     found = ranked(images, texts, np.array([[0, 0], [1, 0], [2, 1]]))
     assert found.texts.tolist() == [1, 1]

@@ -110,9 +110,9 @@ def test_headers_of_weights(tmp_path: Path, spoil: Callable[[Path], object]) -> 
     file = toy_clip(tmp_path) / WEIGHTS
     assert shapes_of(file)["visual.conv1.weight"] == (32, 3, 8, 8)
     spoil(file)
-    with pytest.raises(Unreadable, match="is no safetensors file"):
+    with pytest.raises(Unreadable, match="is not a safetensors file"):
         shapes_of(file)
-    with pytest.raises(UserError, match="is no safetensors file"):
+    with pytest.raises(UserError, match="is not a safetensors file"):
         zoo.load(str(file.parent))
 
 

@@ -253,7 +253,7 @@ def test_a_centre_that_is_none_is_refused(clip: Clip, tmp_path: Path, mean: Any)
     clip.save(tmp_path)
     file = tmp_path / "open_clip_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_center": mean}))
-    with pytest.raises(UserError, match="image_center is no list of numbers"):
+    with pytest.raises(UserError, match="image_center is not a list of numbers"):
         zoo.load(f"local-dir:{tmp_path}")
 
 

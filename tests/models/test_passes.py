@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused(toy: str, tmp_path: Path, photos: str) -> Non
     clip.cut(1)
     with pytest.raises(UserError, match=r"use cache\.trunk=off or train\.patch_dropout=0"):
         Passes(clip, Train(patch_dropout=0.5))
-    with pytest.raises(UserError, match="is no vision transformer"):
+    with pytest.raises(UserError, match="is not a vision transformer"):
         Passes(clip_of(tmp_path, "resnet"), Train(patch_dropout=0.5))
     with pytest.raises(UserError, match=r"patch_dropout leaves patches out, but the method looks inside"):
         run(tmp_path / "run", f"data={photos}", f"model={toy}", "method=cmoa", "train.patch_dropout=0.5")

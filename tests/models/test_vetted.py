@@ -84,11 +84,11 @@ def _set(file: Path, path: str, value: Any) -> None:
         (CONFIG, "model_cfg.text_cfg.tokenizer_kwargs", {"auto_map": {}}, '"text_cfg.tokenizer_kwargs.auto_map" runs'),
         (CONFIG, "model_cfg.text_cfg.tokenizer_kwargs", [1], "text_cfg.tokenizer_kwargs is [1], no table"),
         (CONFIG, "model_cfg.text_cfg.trust_remote_code", True, '"text_cfg.trust_remote_code" runs code'),
-        (CONFIG, "model_cfg.cast_dtype", "fp16", '"cast_dtype" is no setting of a known model'),
-        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is no setting'),
+        (CONFIG, "model_cfg.cast_dtype", "fp16", '"cast_dtype" is not a setting of a known model'),
+        (CONFIG, "model_cfg.vision_cfg.act_kwargs", {"f": 1}, '"vision_cfg.act_kwargs.f" is not a setting'),
         (CONFIG, "model_cfg.vision_cfg", "x", 'vision_cfg is "x", no table'),
-        (CONFIG, "model_cfg.vision_cfg.timm_model_name", "hf-hub:a/b", 'timm_model_name "hf-hub:a/b" is no model'),
-        (CONFIG, "model_cfg.vision_cfg.timm_model_name", ["resnet18"], "timm_model_name [\"resnet18\"] is no model"),
+        (CONFIG, "model_cfg.vision_cfg.timm_model_name", "hf-hub:a/b", 'timm_model_name "hf-hub:a/b" is not a model'),
+        (CONFIG, "model_cfg.vision_cfg.timm_model_name", ["resnet18"], "timm_model_name [\"resnet18\"] is not a model"),
         (TOKENIZER, "auto_map", None, "auto_map asks to run code"),
         (TOKENIZER, "tokenizer_class", "RagTokenizer", '"RagTokenizer" is not a tokenizer known to be plain'),
         (TOKENIZER, "tokenizer_class", ["AutoModel"], '["AutoModel"] is not a tokenizer'),
@@ -112,9 +112,12 @@ def test_anything_else_is_refused_in_one_line(copy: Path, file: str, path: str, 
 def test_a_repository_leads_to_others_by_their_name_alone(name: Any) -> None:
     """A saved folder leads nowhere: it has its own."""
     tower = vetted.text_tower({"hf_model_name": name}, None, "here")
-    with pytest.raises(UserError, match=r"^here: text_cfg leads to .*, which is no name on the hub"), tower:
+    with (
+        pytest.raises(UserError, match=r"^here: text_cfg leads to .*, which is not a name on the hub"),
+        tower,
+    ):
         pass
-    with pytest.raises(UserError, match=r"^here: text_cfg leads to .*, which is no name on the hub"):
+    with pytest.raises(UserError, match=r"^here: text_cfg leads to .*, which is not a name on the hub"):
         vetted.tokenizer({"hf_tokenizer_name": name}, None, "here")
 
 

@@ -38,7 +38,7 @@ def test_runs_folders_and_patterns_each_run_once(tmp_path: Path, monkeypatch: py
     found = find(["runs/*", "runs/s2", "runs", Path("runs")])
     assert found.runs == paths
     assert found.skipped == [
-        '"runs/notes" is no run directory (no results.json, metrics.jsonl or config.toml): give a run'
+        '"runs/notes" is not a run directory (no results.json, metrics.jsonl or config.toml): give a run'
         " directory"
     ]
     assert find(["x*"]).skipped == ['"x*" matches nothing']

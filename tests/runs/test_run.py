@@ -125,9 +125,9 @@ def test_out_is_continued_left_alone_or_refused(tmp_path: Path, tokens: list[str
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("keep me")
     for bad in ("full", "full/thesis.txt"):
-        with pytest.raises(UserError, match="is no run directory: give a new or an empty folder"):
+        with pytest.raises(UserError, match="is not a run directory: give a new or an empty folder"):
             Run.open(configured(*tokens, f"out={tmp_path / bad}"))
-    with pytest.raises(UserError, match=r"thesis.txt is no folder.: give another out"):
+    with pytest.raises(UserError, match=r"thesis.txt is not a folder.: give another out"):
         Run.open(configured(*tokens, f"out={tmp_path / 'full' / 'thesis.txt' / 'x'}"))
     assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
 
@@ -252,7 +252,7 @@ def test_a_run_is_opened_for_use(tmp_path: Path, tokens: list[str]) -> None:
     measured = measure(str(tmp_path / "run"), None)
     assert measured["accuracy"] == pytest.approx(results["last"])
     assert measured["images"] == 12
-    with pytest.raises(UserError, match=r"is no run directory \(it has no config.toml\)"):
+    with pytest.raises(UserError, match=r"is not a run directory \(it has no config.toml\)"):
         open_run(tmp_path)
 
 

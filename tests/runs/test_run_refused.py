@@ -1,4 +1,4 @@
-"""Where a run is not written: what is no folder, and what would lead elsewhere."""
+"""Where a run is not written: what is not a folder, and what would lead elsewhere."""
 
 from __future__ import annotations
 

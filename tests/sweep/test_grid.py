@@ -40,8 +40,8 @@ def test_values_are_parted_at_commas_outside_of_brackets_and_quotes(text: str, v
     [
         ("a,", "has an empty value"),
         (",a", "has an empty value"),
-        ("4..0", "is no range"),
-        ("0..99999999999", "is no range"),
+        ("4..0", "is not a range"),
+        ("0..99999999999", "is not a range"),
     ],
 )
 def test_values_that_are_none(text: str, message: str) -> None:
@@ -142,8 +142,8 @@ def test_every_complaint_is_made_before_anything_runs() -> None:
     ("words", "message"),
     [
         (["seed=0", "seed=1"], "is given twice"),
-        (["gcl"], "is no shipped config"),
-        (["seed=0", "gcl"], "is no KEY=VALUE"),
+        (["gcl"], "is not a shipped config"),
+        (["seed=0", "gcl"], "is not KEY=VALUE"),
         (["sed=0,1"], 'unknown key "sed"'),
         (["seed=0,"], "has an empty value"),
         (["method=ncm,gdro", "method.margin=0.1"], 'method "ncm" has no option "margin"'),

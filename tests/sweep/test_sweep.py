@@ -411,10 +411,10 @@ def test_two_views_that_would_be_one_are_refused_before_anything_runs(
 
 def test_a_folder_that_is_none(tmp_path: Path, tokens: list[str]) -> None:
     run(tmp_path / "x", *tokens, "method=ncm")
-    with pytest.raises(UserError, match="is no folder of runs"):
+    with pytest.raises(UserError, match="is not a folder of runs"):
         Session.of([*tokens, f"out={tmp_path / 'x'}"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no folder of runs"):
+    with pytest.raises(UserError, match="is not a folder of runs"):
         Session.of([*tokens, f"out={tmp_path / 'file'}"])
     with (
         Folder(tmp_path / "s"),
@@ -519,7 +519,7 @@ def test_why_a_command_failed(tmp_path: Path) -> None:
     pool.run(works, slots.slots(2, [], 2, 1), watcher)
     assert watcher.errors["methods"] is None
     assert watcher.errors["resume"] is not None
-    assert watcher.errors["resume"].startswith("x is no run directory")
+    assert watcher.errors["resume"].startswith("x is not a run directory")
 
 
 def test_a_killed_command_is_told_from_a_stopped_one(tmp_path: Path) -> None:

@@ -339,5 +339,5 @@ def test_the_log_is_cut_back_to_whole_lines(tmp_path: Path, caplog: pytest.LogCa
     assert not log.exists()
     log.mkdir()
     for size in (0, 10):
-        with pytest.raises(UserError, match=r"metrics\.jsonl is no file"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl is not a file"):
             opened.cut_log(size)

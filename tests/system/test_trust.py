@@ -237,7 +237,7 @@ def test_the_option(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -
             f'error: a file here is called "{name}": give files as ./*, or use --trust from another folder\n',
         )
         (tmp_path / name).unlink()
-    assert 'error: --trust "none" is no folder' in say("methods", "--trust", "none")[2]
+    assert 'error: --trust "none" is not a folder' in say("methods", "--trust", "none")[2]
     assert say("methods", "--trust", tmp_path)[0] == 0
     for command in ("train", "resume", "sweep", "predict", "update"):
         assert "--trust FOLDER" in say(command, "--help")[1]

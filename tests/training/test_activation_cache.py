@@ -474,7 +474,7 @@ def test_a_full_disk(
         ("train.compile=true", "train.compile=true gains nothing on a CPU: leave it out"),
         (
             "train.patch_dropout=0.5 model=CONV",
-            "is no vision transformer: use train.",
+            "is not a vision transformer: use train.",
         ),
     ],
 )

@@ -131,7 +131,7 @@ def test_the_command_writes_a_version_that_proves_it(
     assert main(["forget", str(tmp_path / "a" / "v2"), "--class", "rde", "-o", str(tmp_path / "v4")]) == 2
     assert 'did you mean "red"?' in capsys.readouterr().err
     assert main(["forget", str(tmp_path), "--class", "red", "-o", str(tmp_path / "v4")]) == 2
-    assert "is no version" in capsys.readouterr().err
+    assert "is not a version" in capsys.readouterr().err
 
 
 def test_names_that_a_class_had_are_forgotten_too(toy: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def configs(name: str | None = None, /, *, json: Json = False) -> None:
             print(text(name), end="")
         return
     if name is not None:
-        raise UserError(f"{shown(name)} is no shipped config{near(name)}")
+        raise UserError(f"{shown(name)} is not a shipped config{near(name)}")
     rows = {other: title(other) for other in sorted(names, key=lambda other: ("/" in other, other))}
     if json:
         print_json([{"name": other, "title": what} for other, what in rows.items()])

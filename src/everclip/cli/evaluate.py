@@ -207,7 +207,7 @@ def _of_model(
     from everclip.inference.model import open_model
 
     if data is None:
-        raise UserError(f'"{name}" is no run directory: give one, or a model\'s name with --data')
+        raise UserError(f'"{name}" is not a run directory: give one, or a model\'s name with --data')
     found = sources.load(data, templates=templates, model=name, pairs=True)
     texts = len(found.class_names) * len(found.templates)
     if texts > MANY_TEXTS:

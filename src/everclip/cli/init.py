@@ -80,7 +80,7 @@ def _free(out: str) -> Path:
     """Return the file to write. Raises UserError if it does not end in .toml or exists, or its folder does not."""
     path = Path(out).expanduser()
     if path.suffix != ".toml":
-        raise UserError(f"-o {out} is no .toml file: use -o {path.name or 'photos'}.toml")
+        raise UserError(f"-o {out} is not a .toml file: use -o {path.name or 'photos'}.toml")
     if os.path.lexists(path):
         raise UserError(f"{path} exists and is not replaced: train with it, or use -o ANOTHER.toml")
     if not path.parent.is_dir():

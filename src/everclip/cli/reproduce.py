@@ -35,7 +35,7 @@ def reproduce(name: str | None = None, *tokens: str, json: Json = False) -> int:
     entry = published.named(name)
     pairs = [token.partition("=") for token in tokens]
     if wrong := [token for token, (_, equals, _) in zip(tokens, pairs, strict=True) if not equals]:
-        raise UserError(f'"{wrong[0]}" is no KEY=VALUE: use for example data=cifar100:FOLDER')
+        raise UserError(f'"{wrong[0]}" is not KEY=VALUE: use for example data=cifar100:FOLDER')
     settings = published.settings_of(entry, {key: value for key, _, value in pairs})
     run = notebook.train(entry.config, **settings)
     found = published.checks(entry, run.results)

@@ -239,7 +239,7 @@ def _ask_method(choice: str) -> tuple[bool, bool]:
     try:
         config = Config.model_validate({"method": json.loads(choice), "memory": {"budget": 1}})
         return exemplars(config)[0] == 0, method_of(config).seeded
-    except ValueError:  # UserError, or pydantic's where the name is no method
+    except ValueError:  # UserError, or pydantic's where the name is not a method
         return False, True  # an unknown method is assumed to use memory and the seed
 
 

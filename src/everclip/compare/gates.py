@@ -78,6 +78,8 @@ def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
     filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))
     if match is None:
-        raise UserError(f'--fail-if "{condition}" is no condition: use "gdro<gcl", or "method=gdro last<0.8"')
+        raise UserError(
+            f'--fail-if "{condition}" is not a condition: use "gdro<gcl", or "method=gdro last<0.8"'
+        )
     wanted = {key: value for key, _, value in (word.partition("=") for word in filters)}
     return wanted, match[1], match[2], match[3]

@@ -165,7 +165,7 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
     inner: type[BaseModel] | None = model
     given: Any = values
     for part in first["loc"]:
-        # What follows a field that is no section is a branch of its union or a place in its list.
+        # What follows a field that is not a section is a branch of its union or a place in its list.
         if inner is None or not isinstance(given, Mapping) or part not in given:
             break
         names.append(str(part))

@@ -81,7 +81,7 @@ def _path(name: str, folder: Path) -> Path:
         return SHIPPED / f"{name}.toml"
     if (folder / name / "config.toml").exists():
         raise UserError(f"{shown(name)} is a folder: use {name}/config.toml, or everclip resume {name}")
-    raise UserError(f"{shown(name)} is no shipped config, .toml file or KEY=VALUE{near(name)}")
+    raise UserError(f"{shown(name)} is not a shipped config, .toml file or KEY=VALUE{near(name)}")
 
 
 def merge(lower: Layer, upper: Layer) -> Layer:
@@ -149,7 +149,7 @@ def read_layers(name: str, folder: Path, check: Check, base: Layer, chain: tuple
         chain: the configs that extend it.
 
     Raises:
-        UserError: there is none, the file cannot be read, is no TOML, extends itself, or ``check`` refuses it.
+        UserError: there is none, the file cannot be read, is not a TOML, extends itself, or ``check`` refuses it.
     """
     found = experiments.known().get(name)
     if found is None:
@@ -228,7 +228,7 @@ def overrides(tokens: Sequence[str], known: Mapping[str, FieldInfo]) -> Layer:
         key, equals, text = token.partition("=")
         if not equals or not is_override(token):
             hint = "; a config's name or file comes first, and only once" if token.endswith(".toml") else ""
-            raise UserError(f"{shown(token)} is no KEY=VALUE: use for example train.lr=1e-4{hint}")
+            raise UserError(f"{shown(token)} is not KEY=VALUE: use for example train.lr=1e-4{hint}")
         if not key:
             raise UserError(f"{shown(token)} has no key: use for example train.lr=1e-4")
         if not text.strip():
@@ -284,7 +284,7 @@ def read_value(key: str, text: str, field: FieldInfo | None) -> Any:
         value: Any = float(text)
     else:
         try:
-            # Inside braces a comment swallows the closing one, so "a # b" is no value and stays a plain text.
+            # Inside braces a comment swallows the closing one, so "a # b" is not a value and stays a plain text.
             parsed = reading.parse_toml(f"v = {{x = {text}}}")["v"]
             value = parsed["x"] if list(parsed) == ["x"] else text
         except TooDeep as error:

@@ -34,7 +34,7 @@ def source_class(spec: str) -> tuple[type[Source], str | None]:
         )
     shipped = plugins.names("data/sources")
     if name == spec and name not in shipped and not trust.is_code(name):
-        raise UserError(f'data "{spec}" is no source, and no folder that is there{suggest(name, shipped)}')
+        raise UserError(f'data "{spec}" is neither a source nor a folder that exists{suggest(name, shipped)}')
     return plugins.find("data/sources", name, Source), os.path.expanduser(argument) or None
 
 

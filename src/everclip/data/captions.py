@@ -128,7 +128,7 @@ def checked(where: str, texts: Sequence[object]) -> list[str]:
     found: dict[str, None] = {}
     for text in texts:
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"{where} has the caption {shown(repr(text))}, which is no text: use a text")
+            raise UserError(f"{where} has the caption {shown(repr(text))}, which is not text: use a text")
         text = text.strip()
         if not text:
             raise UserError(f"{where} has an empty caption: write one, or leave the image out")

@@ -25,7 +25,7 @@ from everclip.system.reading import read_bytes, readable
 PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 """Modes of PIL images that a PNG file keeps as they are."""
 _NO_NAMES = bytes | list | tuple | dict | set | np.ndarray | torch.Tensor | Image.Image
-"""Types that have a text form, too, but are no class names."""
+"""Types that have a text form, too, but are not class names."""
 
 
 def several(images: Any) -> None:
@@ -88,7 +88,7 @@ def to_test(test: Any, width: int | None, known: Collection[str] = ()) -> Datase
     if isinstance(test, Dataset):
         return test
     if not isinstance(test, tuple | list) or len(test) != 2 or isinstance(test[0], Dataset):
-        raise UserError("test is no pair of images and labels: give test=(images, labels), or a Dataset")
+        raise UserError("test is not a pair of images and labels: give test=(images, labels), or a Dataset")
     images, labels = test
     if width is None:
         several(images)
@@ -150,7 +150,7 @@ def _array(features: Any) -> NDArray[Any]:
         return np.asarray(features)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"features are no array ({str(error).splitlines()[0]}): give floats [n, d]"
+            f"features are not an array ({str(error).splitlines()[0]}): give floats [n, d]"
         ) from error
 
 

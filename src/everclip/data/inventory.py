@@ -131,11 +131,11 @@ class Inventory:
         try:
             names = content.decode("utf-8", "surrogatepass").split("\0") if rows else []
         except UnicodeDecodeError as error:
-            raise Unreadable("keys are no text") from error
+            raise Unreadable("keys are not text") from error
         columns = dict(zip(_COLUMNS, found["columns"].astype(np.int64), strict=True))
         noted = cls(names, **columns, changed=parse_json(changed))
         if not isinstance(noted.changed, dict | None):
-            raise Unreadable("what has changed is no object")
+            raise Unreadable("what has changed is not an object")
         return noted
 
 

@@ -53,8 +53,9 @@ def seen(tasks: Sequence[Task]) -> tuple[int, ...]:
 
 
 def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[int]:
-    """Return the labels in the order learned. Raises UserError where names are no permutation, or "icarl" is used for
-    other than 100 classes.
+    """Return the labels in the order learned.
+
+    Raises UserError where names are not a permutation, or "icarl" is used for other than 100 classes.
 
     Args:
         names: class names, index = label.

@@ -174,7 +174,7 @@ def _supported(spec: str, encoder: Clip) -> tuple[Mapping[str, Any], Mapping[str
     if encoder.preprocessing()["resize_mode"] not in ("shortest", "squash"):
         odd.append("preprocess_cfg.resize_mode")
     if odd:
-        raise UserError(f"{spec} is no CLIPModel of transformers, which lacks {odd[0]}: use --format onnx")
+        raise UserError(f"{spec} is not a CLIPModel of transformers, which lacks {odd[0]}: use --format onnx")
     return vision, text
 
 

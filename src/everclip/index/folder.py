@@ -255,7 +255,7 @@ def _shards(path: Path, table: Table, entries: Mapping[str, Mapping[str, Any]]) 
 
 
 def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarray, "n d"]:
-    """Return a shard, mapped from the disk. Raises UserError where it is no array, or not of the table's form."""
+    """Return a shard, mapped from the disk. Raises UserError where it is not an array, or not of the table's form."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError

@@ -34,7 +34,7 @@ class Asker:
         """Embed a query to unit length: a picture if it names a file, else a text.
 
         Raises:
-            UserError: the file is no picture.
+            UserError: the file is not a picture.
         """
         if kind_of(query) == TEXT:
             return self.texts([query])

@@ -57,9 +57,9 @@ def is_version(folder: Path) -> bool:
 
 
 def check_version(spec: str | os.PathLike[str]) -> None:
-    """Raise UserError where ``spec`` is no folder that an update wrote."""
+    """Raise UserError where ``spec`` is not a folder that an update wrote."""
     if not is_version(Path(spec).expanduser()):
-        raise UserError(f"{spec} is no version: give a folder that everclip update wrote")
+        raise UserError(f"{spec} is not a version: give a folder that everclip update wrote")
 
 
 def of(spec: str) -> Learned | None:

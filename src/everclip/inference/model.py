@@ -65,7 +65,7 @@ class Deployed:
         plan: what it was trained with; without images unless it was opened for them.
         calibration: the temperature that was fitted for it.
         unknown: scores of held-out images of its classes, which set thresholds.
-        identity: which model its folder held when it was opened; empty for what is no model folder.
+        identity: which model its folder held when it was opened; empty for what is not a model folder.
     """
 
     spec: str
@@ -208,7 +208,7 @@ def of_run(path: Path) -> Deployed:
     """Return a run's model after its newest finished task, with the run's images in its plan.
 
     Raises:
-        UserError: ``path`` is no run, has finished no task, or its data is not what it was.
+        UserError: ``path`` is not a run, has finished no task, or its data is not what it was.
     """
     plan, clip, stage = open_run(path)
     found = of_plan(str(path), plan, clip, stage)

@@ -87,7 +87,7 @@ def asked(
     model: Deployed, images: Images, above: float | None = None
 ) -> tuple[Float[np.ndarray, "b c"], list[float] | list[None], list[bool]]:
     """Return probabilities of images as the model takes them, their unknown scores, and which of these are above a
-    threshold (None and False without one). Raises UserError where probabilities are no numbers."""
+    threshold (None and False without one). Raises UserError where probabilities are not numbers."""
     if above is None:
         return shares_of(model, model.logits(images)), [None] * len(images), [False] * len(images)
     logits, unknown = judged(model, model.judge, images)
@@ -95,7 +95,7 @@ def asked(
 
 
 def shares_of(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "b c"]:
-    """Return probabilities of a model's logits. Raises UserError where they are no numbers."""
+    """Return probabilities of a model's logits. Raises UserError where they are not numbers."""
     if np.isneginf(logits).all(1).any():
         raise UserError(
             f"{model.spec} has learned no image of any of the {len(model.names)} classes to choose from: add"
@@ -103,7 +103,7 @@ def shares_of(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.nda
         )
     found = probabilities(logits)
     if not np.isfinite(found).all():
-        raise UserError(f"{model.spec} gives no probabilities, but what is no number: use another copy")
+        raise UserError(f"{model.spec} gives no probabilities, but what is not a number: use another copy")
     return found
 
 

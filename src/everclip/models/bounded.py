@@ -56,14 +56,14 @@ def shapes_of(path: Path) -> Shapes:
     with open_regular(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(_HEADER, path.stat().st_size):
-            raise Unreadable(f"{path.name} is no safetensors file")
+            raise Unreadable(f"{path.name} is not a safetensors file")
         header = file.read(size)
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         found = {str(name): tuple(map(int, entry["shape"])) for name, entry in entries.items()}
     except (ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError) as error:
-        raise Unreadable(f"{path.name} is no safetensors file") from error
+        raise Unreadable(f"{path.name} is not a safetensors file") from error
     return found
 
 

@@ -148,7 +148,7 @@ def costs(spec: str, image_size: int | None = None) -> Costs | None:
     try:
         found = flops.towers(config, image_size) if config else None
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-        found = None  # a folder that is no model: loading it will say what is wrong
+        found = None  # a folder that is not a model: loading it will say what is wrong
     if found is None:
         return None
     (image, text), blocks = found, (found[0].layers, found[1].layers)

@@ -34,7 +34,9 @@ class Tower:
 
 
 def towers(config: Mapping[str, Any], image_size: int | None = None) -> tuple[Tower, Tower] | None:
-    """Return the image tower and the text tower of an open_clip model config; None where one is no plain transformer.
+    """Return the image tower and the text tower of an open_clip model config.
+
+    None where one is not a plain transformer.
 
     Args:
         config: as in open_clip's model_configs: ``embed_dim``, ``vision_cfg``, ``text_cfg``.

@@ -29,7 +29,7 @@ from everclip.models.same import Conv2dSame, same_padding
 
 
 class _Folded:
-    """The common part of folded convolutions; ``norm`` holds the layer after them, which is no child of theirs."""
+    """The common part of folded convolutions; ``norm`` holds the layer after them, which is not a child of theirs."""
 
     norm: tuple[Any]
 

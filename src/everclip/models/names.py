@@ -18,7 +18,10 @@ def every() -> list[str]:
 def unknown(spec: str) -> str:
     """Return the message for a spec that names no model: the three nearest, and the command that lists all."""
     if "/" in spec or "\\" in spec:
-        return f'model "{spec}" is no folder and no known name: use NAME:TAG (everclip models) or local-dir:FOLDER'
+        return (
+            f'model "{spec}" is neither a folder nor a known name: use NAME:TAG (everclip models) or'
+            " local-dir:FOLDER"
+        )
     *near, last = difflib.get_close_matches(spec, every(), n=NEAREST, cutoff=0.0)
     nearest = f"{', '.join(near)} and {last} (everclip models TEXT lists all that contain TEXT)"
     return f'unknown model "{spec}"; the nearest are {nearest}'

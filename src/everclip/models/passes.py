@@ -134,4 +134,4 @@ def _patches(clip: Clip) -> tuple[nn.Module, int]:
         return tower.patch_dropout, 1
     if isinstance(tower, TimmModel) and isinstance(tower.trunk, TimmTransformer):
         return tower.trunk.patch_drop, tower.trunk.num_prefix_tokens
-    raise UserError(f"the image tower of {clip.name} is no vision transformer: use train.patch_dropout=0")
+    raise UserError(f"the image tower of {clip.name} is not a vision transformer: use train.patch_dropout=0")

@@ -58,7 +58,7 @@ def both(
 @torch.no_grad()
 def projection_of(visual: nn.Module) -> tuple[Float[Tensor, "d w"], Float[Tensor, " d"]]:
     """Return W and b such that a whole tower's output is W x + b for its pooled features x. Raises UserError where the
-    last step is no linear map.
+    last step is not a linear map.
 
     They are the identity and 0 where the output is x itself.
     """

@@ -13,7 +13,7 @@ from everclip.system.reading import Unreadable, open_regular
 
 def refuse_packed(file: BinaryIO) -> None:
     """Refuse an archive of ``torch.save`` that would take more memory than the file has bytes. Raises Unreadable, or
-    BadZipFile where it is no archive. Leaves the file at its beginning."""
+    BadZipFile where it is not an archive. Leaves the file at its beginning."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):

@@ -59,7 +59,7 @@ def check(config: Any, where: str) -> None:
             _known(section.get(table) or {}, keys, where, f"{name}.{table}.")
     name = config["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and ":" not in name and timm.is_model(name)):
-        raise UserError(f"{where}: vision_cfg.timm_model_name {shown(name)} is no model of timm's own")
+        raise UserError(f"{where}: vision_cfg.timm_model_name {shown(name)} is not a model of timm's own")
 
 
 def _home(name: Any, folder: str | None, where: str) -> str:
@@ -68,7 +68,7 @@ def _home(name: Any, folder: str | None, where: str) -> str:
         return folder
     if isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name:
         return name
-    raise UserError(f"{where}: text_cfg leads to {shown(name)}, which is no name on the hub: use ORG/NAME")
+    raise UserError(f"{where}: text_cfg leads to {shown(name)}, which is not a name on the hub: use ORG/NAME")
 
 
 def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
@@ -78,7 +78,9 @@ def _known(values: Any, keys: Iterable[str], where: str, prefix: str) -> None:
         )
     for key in values:
         if key not in keys:
-            what = "runs code that comes with a model" if key in _CODE else "is no setting of a known model"
+            what = (
+                "runs code that comes with a model" if key in _CODE else "is not a setting of a known model"
+            )
             raise UserError(f"{where}: {shown(prefix + key)} {what}; it is not loaded: use another model")
 
 
@@ -147,7 +149,7 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
 
 def _check_code(found: Any, where: str) -> None:
     if not isinstance(found, Mapping):
-        raise ValueError(f"{where}: a config of transformers that is no table")
+        raise ValueError(f"{where}: a config of transformers that is not a table")
     for key in found:
         if key in _CODE:
             raise UserError(f"{where}: {key} asks to run code, which is never loaded: use another model")

@@ -208,7 +208,7 @@ def _centered(clip: Clip, folder: str | None) -> Clip:
     if mean is None:
         return clip
     if not isinstance(mean, list) or not all(isinstance(x, float) and math.isfinite(x) for x in mean):
-        raise ValueError(f"{CENTER} is no list of numbers")
+        raise ValueError(f"{CENTER} is not a list of numbers")
     with torch.inference_mode():  # the mean itself is an ordinary tensor, as training reads it
         width = clip.encode_image(clip.blank()).shape[1]
     if len(mean) != width or not torch.tensor(mean).isfinite().all():

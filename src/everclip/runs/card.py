@@ -82,7 +82,7 @@ class Card(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Card:
         if any(not 0 <= label < len(self.classes) for task in self.tasks for label in task.labels):
-            raise ValueError("a label is no index of a class")
+            raise ValueError("a label is not an index of a class")
         if not self.templates and self.classifier == "text":
             raise ValueError("it has no templates for its text tower")
         return self

@@ -42,7 +42,7 @@ class Found:
     # run directories, finished or not, by their resolved paths
     known: dict[Path, Path] = field(default_factory=dict)
     nothing: list[str] = field(default_factory=list)  # a line per pattern that matches nothing
-    others: list[Path] = field(default_factory=list)  # paths that are no run
+    others: list[Path] = field(default_factory=list)  # paths that are not runs
     sweeps: list[Path] = field(default_factory=list)  # folders of sweeps that were named as a whole
 
     @property
@@ -52,7 +52,7 @@ class Found:
 
     @property
     def skipped(self) -> list[str]:
-        """A line per path that is no run."""
+        """A line per path that is not a run."""
         return [*self.nothing, *map(no_run, self.others)]
 
 

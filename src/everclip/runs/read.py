@@ -154,7 +154,7 @@ def is_run(path: Path) -> bool:
 def no_run(path: Path) -> str:
     """Return the message about a path that holds no run."""
     files = "results.json, metrics.jsonl or config.toml"
-    return f'"{path}" is no run directory (no {files}): give a run directory'
+    return f'"{path}" is not a run directory (no {files}): give a run directory'
 
 
 def read_run(path: Path) -> RunData:

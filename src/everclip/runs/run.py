@@ -111,7 +111,7 @@ class Run:
         """Return the run at ``config.out``, new or of the same config.
 
         Raises:
-            UserError: ``out`` is a file, a folder that is no run, or a run of another config.
+            UserError: ``out`` is a file, a folder that is not a run, or a run of another config.
         """
         path = default_path(config) if config.out is None else Path(config.out).expanduser()
         run = cls(path, config.model_copy(update={"out": str(path)}))
@@ -126,7 +126,7 @@ class Run:
         path = self.path
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
         if above != path and not above.is_dir():
-            raise UserError(f"out={path} cannot be used ({above} is no folder): give another out")
+            raise UserError(f"out={path} cannot be used ({above} is not a folder): give another out")
         if not os.access(above, os.W_OK):
             raise UserError(f"out={path} cannot be used ({above} is not writable): give another out")
         wrong = diverted(path, _IN_PLACE)
@@ -144,14 +144,14 @@ class Run:
         elif path.exists() and (
             not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
         ):
-            raise UserError(f"out={path} exists and is no run directory: give a new or an empty folder")
+            raise UserError(f"out={path} exists and is not a run directory: give a new or an empty folder")
 
     @classmethod
     def read_config(cls, path: Path) -> Config:
         """Return the config of the run at ``path``. Raises UserError where there is none."""
         if not (path / "config.toml").is_file():
             raise UserError(
-                f"{path} is no run directory (it has no config.toml): give the folder that train wrote"
+                f"{path} is not a run directory (it has no config.toml): give the folder that train wrote"
             )
         config = configs.load_config([str((path / "config.toml").absolute())])
         if "defaults" not in config.model_fields_set:  # written before there were other generations
@@ -240,9 +240,9 @@ class Run:
         return self._metrics.stat().st_size
 
     def cut_log(self, size: int) -> None:
-        """Cut ``metrics.jsonl`` to ``size`` bytes; remove it if that is 0. Raises UserError where it is no file."""
+        """Cut ``metrics.jsonl`` to ``size`` bytes; remove it if that is 0. Raises UserError where it is not a file."""
         if self._metrics.exists() and not self._metrics.is_file():
-            raise UserError(f"{self._metrics} is no file: remove it, or put the log back")
+            raise UserError(f"{self._metrics} is not a file: remove it, or put the log back")
         if size == 0:
             self._metrics.unlink(missing_ok=True)
             return

@@ -114,7 +114,7 @@ class Source:
         return (*given, *map(str, full), *(str(path.resolve()) for path in full))
 
     def identity(self) -> str:
-        """Return the identity of the model in the folder now; empty if it is no model folder. Raises UserError if
+        """Return the identity of the model in the folder now; empty if it is not a model folder. Raises UserError if
         damaged."""
         place = self.place
         is_model_folder = (place / FILE).is_file() and not (place / "config.toml").is_file()

@@ -28,7 +28,7 @@ class _Protocol(H11Protocol):
             self.cycle.disconnected = True  # else its answer would follow this one, which h11 refuses
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json_text({"error": f"this is no HTTP that can be read: {msg}"}, None).encode() + b"\n"
+            body = json_text({"error": f"this is not HTTP that can be read: {msg}"}, None).encode() + b"\n"
             about = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
@@ -54,7 +54,9 @@ def listening(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise UserError(f"--host {host} is no address ({error.strerror}): use one of this machine") from error
+        raise UserError(
+            f"--host {host} is not an address ({error.strerror}): use one of this machine"
+        ) from error
     found = socket.socket(family, kind, number)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # at once after a killed server

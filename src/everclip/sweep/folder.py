@@ -75,7 +75,7 @@ class Folder:
         """
         if (self.path / "config.toml").exists() or (self.path.exists() and not self.path.is_dir()):
             raise UserError(
-                f"out={self.path} is no folder of runs: for a sweep, out holds the run directories"
+                f"out={self.path} is not a folder of runs: for a sweep, out holds the run directories"
             )
         self.failures = self._read().get("failed", {})
         self._found, self._names = {}, {}

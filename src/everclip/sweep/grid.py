@@ -139,7 +139,7 @@ def read(words: Sequence[str], extra: Sequence[str] = ()) -> Grid:
         key, equals, text = word.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(word)} is no KEY=VALUE: use KEY=A,B; a config's name or file comes first"
+                f"{shown(word)} is not KEY=VALUE: use KEY=A,B; a config's name or file comes first"
             )
         give(given, key, [text] if key in WHOLE else parted(text, key))
     out = given.pop("out", [None])[0]
@@ -249,7 +249,9 @@ def parted(text: str, key: str) -> list[str]:
             continue
         first, last = int(span[1]), int(span[2])
         if not 0 <= last - first < MOST_VALUES:
-            raise UserError(f'"{key}={value}" is no range: put the smaller number first, such as {key}=0..4')
+            raise UserError(
+                f'"{key}={value}" is not a range: put the smaller number first, such as {key}=0..4'
+            )
         found += map(str, range(first, last + 1))
     return list(dict.fromkeys(found))
 

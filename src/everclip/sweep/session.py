@@ -76,7 +76,7 @@ class Session:
             again: treat what failed as waiting.
 
         Raises:
-            UserError: a cell of the grid is invalid, or ``out`` is no folder of runs.
+            UserError: a cell of the grid is invalid, or ``out`` is not a folder of runs.
         """
         held = [word for word in words if tune and word.startswith(searches.SHARE)]
         base = [word for word in words[:1] if tune and not is_override(word)]

@@ -81,7 +81,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Place | None:
-        """Return the place that a folder's name tells; None where it is no checkpoint's."""
+        """Return the place that a folder's name tells; None where it is not a checkpoint's."""
         found = _NAME.fullmatch(name)
         if found is None:
             return None

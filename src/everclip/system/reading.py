@@ -75,7 +75,7 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
         most: bytes that it may have.
 
     Raises:
-        Unreadable: it is missing, may not be read, is larger, or is no regular file.
+        Unreadable: it is missing, may not be read, is larger, or is not a regular file.
     """
     try:
         _check(os.stat(path), most)  # merely opening a device may do something
@@ -98,7 +98,7 @@ def _check(found: os.stat_result, most: int | None) -> None:
 
 
 def kind_of(found: os.stat_result) -> str:
-    """Name the kind of what is no regular file: a folder, a pipe, a device."""
+    """Name the kind of what is not a regular file: a folder, a pipe, a device."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 
@@ -128,7 +128,7 @@ def read_text(path: Path, most: int = TEXT_BYTES) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise Unreadable(f"line {line} is no UTF-8 text") from error
+        raise Unreadable(f"line {line} is not UTF-8 text") from error
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:

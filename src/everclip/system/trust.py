@@ -92,7 +92,7 @@ def folder(path: str | Path) -> None:
     """Trust the files in a folder from now on, in this process. Raises UserError where there is no such folder."""
     where = Path(path).expanduser()
     if not where.is_dir():
-        raise UserError(f'{OPTION} "{path}" is no folder: give the one whose files may name code')
+        raise UserError(f'{OPTION} "{path}" is not a folder: give the one whose files may name code')
     _state.folders = (*_state.folders, where.resolve())
 
 
@@ -176,7 +176,7 @@ def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator
     """Run one command line in the block: only its words count as written by the user; the end forgets what was noted.
 
     Raises:
-        UserError: one of ``folders`` is no folder.
+        UserError: one of ``folders`` is not a folder.
     """
     global _state
     before, _state = _state, replace(_State(), strict=strict)

@@ -146,7 +146,7 @@ def open_run(path: Path) -> tuple[Plan, Clip, int]:
     Warns if the images have changed since the run began.
 
     Raises:
-        UserError: ``path`` is no run, or has not finished a task.
+        UserError: ``path`` is not a run, or has not finished a task.
     """
     run = Run(path, Run.read_config(path))
     place = run.store.newest_task()

@@ -171,7 +171,7 @@ def _with_memory(
     unknown = [found.class_names[label] for label in np.unique(images.labels) if table[label] < 0]
     if unknown:
         near = suggest(unknown[0], state.known.names)
-        raise UserError(f'--memory {spec} has images of "{unknown[0]}", which is no old class{near}')
+        raise UserError(f'--memory {spec} has images of "{unknown[0]}", which is not an old class{near}')
     older = _few(images.relabel(table))
     used = "all are used" if len(older) == len(images) else f"at most {MOST_OLDER} per class are used"
     say(f"--memory {found.name}: {_counted(images)}, {used}")

@@ -216,7 +216,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
         before: the previous version's folder, whose files are kept.
 
     Raises:
-        UserError: something has appeared at ``folder``, which is left alone.
+        UserError: something has appeared at ``folder``, which is left alone, or the file of a kept image has gone.
         OSError: the disk is full or fails; nothing is left of the new folder then.
     """
     model = state.model
@@ -278,7 +278,7 @@ def _keep(before: Path, where: Path) -> None:
 
 
 def _write_images(state: State, where: Path) -> None:
-    """Write the bytes of exemplars and check images, and a list that describes each."""
+    """Write the bytes of exemplars and check images, and a list of them. Raises UserError where one has gone."""
     rows = []
     with zipfile.ZipFile(where / IMAGES, "w", zipfile.ZIP_STORED) as archive:
         for check, images in ((False, state.exemplars), (True, state.checks)):
@@ -286,7 +286,13 @@ def _write_images(state: State, where: Path) -> None:
             for row, label, domain, sample in zip(*(c.tolist() for c in columns), strict=True):
                 source = str(images.store.keys[row])
                 name = f"{len(rows):06d}{Path(source).suffix.lower()}"
-                archive.writestr(zipfile.ZipInfo(name), images.store.read(row))
+                try:
+                    content = images.store.read(row)
+                except OSError as error:
+                    raise UserError(
+                        f"{source} cannot be read ({error.strerror or error}): put it back, and try again"
+                    ) from error
+                archive.writestr(zipfile.ZipInfo(name), content)
                 rows.append([name, label, domain, check, sample, Path(source).name])
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     head = '{"columns": ["file", "label", "domain", "check", "id", "name"], "rows": [\n'

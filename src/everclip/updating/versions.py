@@ -86,7 +86,7 @@ def _left(after: State, gone: str, folder: Path) -> State:
 
 
 def _is_model(folder: Path) -> bool:
-    """Return whether a folder holds a version or an exported model, and is no run."""
+    """Return whether a folder holds a version or an exported model, and is not a run."""
     return (folder / FILE).is_file() and not (folder / "config.toml").is_file()
 
 
@@ -128,7 +128,7 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
         the version's folder, and the folder of the undone version.
 
     Raises:
-        UserError: the folder is no version, is damaged, in use, or has none before it.
+        UserError: the folder is not a version, is damaged, in use, or has none before it.
         OSError: the disk is full or fails; the folder is as it was then.
     """
     folder = Path(version).expanduser().resolve()  # a link stays, and leads where it led

@@ -57,7 +57,7 @@ class Remote:
 
 def home(source: str, argument: str | None) -> Path:
     """Return the folder of an official data set: the one given, else ``$EVERCLIP_DATA/SOURCE``, else one in the cache.
-    Raises UserError where the one given is no folder."""
+    Raises UserError where the one given is not a folder."""
     if argument:
         root = Path(argument).expanduser()
         if not root.is_dir():

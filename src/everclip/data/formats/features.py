@@ -157,11 +157,11 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 def _texts(file: Path, name: str, found: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the entries of an array as texts; none where it is not there. Raises UserError for what is no text."""
+    """Return the entries of an array as texts; none where it is not there. Raises UserError for what is not text."""
     try:
         return [str(value) for value in found[name].tolist()] if name in found else []
     except (ValueError, SystemError) as error:  # of a number that stands for no character
-        raise UserError(f"{file}: {name} holds what is no text ({error}): use names") from error
+        raise UserError(f"{file}: {name} holds what is not text ({error}): use names") from error
 
 
 def _labels(file: Path, name: str, found: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Sequence[str]:

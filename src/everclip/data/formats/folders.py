@@ -59,7 +59,7 @@ def unreadable(error: OSError) -> NoReturn:
 
 
 def check_text(names: Sequence[str], where: str) -> None:
-    """Refuse names that are no UTF-8: they could be neither hashed nor logged. Raises UserError for the first.
+    """Refuse names that are not UTF-8: they could be neither hashed nor logged. Raises UserError for the first.
 
     Args:
         where: what holds them, for the message.
@@ -68,8 +68,8 @@ def check_text(names: Sequence[str], where: str) -> None:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
             shown = name.encode("utf-8", "backslashreplace").decode()
             if sys.getfilesystemencoding() != "utf-8":
-                raise UserError(f'"{shown}" in {where} is no text in this locale: set LC_ALL=C.UTF-8')
-            raise UserError(f'"{shown}" in {where} is no UTF-8 name: rename it')
+                raise UserError(f'"{shown}" in {where} is not text in this locale: set LC_ALL=C.UTF-8')
+            raise UserError(f'"{shown}" in {where} is not a UTF-8 name: rename it')
 
 
 def _hidden(name: str) -> bool:
@@ -80,7 +80,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     """Return image files anywhere (directly, if not ``deep``) under ``root/folder``, as sorted paths relative to
     ``root``.
 
-    Links to folders are not followed, so a loop of links ends; entries that are no files are listed all the same
+    Links to folders are not followed, so a loop of links ends; entries that are not files are listed all the same
     and found broken when they are read.
     """
     found: list[str] = []

@@ -109,7 +109,9 @@ def _samples(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, tarfi
         if extension not in IMAGES + TEXTS:
             continue
         if not key.isascii() and any("\ud800" <= c <= "\udfff" for c in key):
-            raise UserError(f"shard {path} holds {shown(_escaped(key))}, which is no UTF-8 name: rename it")
+            raise UserError(
+                f"shard {path} holds {shown(_escaped(key))}, which is not a UTF-8 name: rename it"
+            )
         if key != current and members:
             yield current, members
         if key != current:
@@ -134,7 +136,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     except _ENDLESS as error:
         raise UserError(damaged) from error
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"shard {path} is no plain tar file ({error}): unpack or copy it again") from error
+        raise UserError(f"shard {path} is not a plain tar file ({error}): unpack or copy it again") from error
     while True:
         try:
             member = tar.next()
@@ -227,5 +229,7 @@ def _checked(where: str, extension: str, label: object) -> str:
     if re.fullmatch(r"[0-9]{1,9}", text):
         return str(int(text))
     if extension == "cls":
-        raise UserError(f"{where} has {shown(text)} in .cls, which is no number: use .txt or .json for names")
+        raise UserError(
+            f"{where} has {shown(text)} in .cls, which is not a number: use .txt or .json for names"
+        )
     return text

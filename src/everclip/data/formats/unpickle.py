@@ -86,7 +86,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
         return {text(key): v.value if isinstance(v, _Array) else v for key, v in value.items()}
     except _Refused as error:
         raise UserError(
-            f"{where} is no file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
+            f"{where} is not a file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
         ) from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise UserError(f"{where} is damaged or no file of CIFAR: get the original") from error
@@ -126,7 +126,7 @@ def _run(content: bytes) -> object:
 
 def _known(module: Any, name: Any) -> Callable[..., object]:
     if not isinstance(module, str) or not isinstance(name, str):
-        raise _Refused("a name that is no text")
+        raise _Refused("a name that is not text")
     if (module, name) not in _KNOWN:
         raise _Refused(f"the name {f'{module}.{name}'[:80]!a}")
     return _KNOWN[module, name]
@@ -170,7 +170,7 @@ def _update(stack: list[Any], items: list[Any]) -> None:
     if not isinstance(stack[-1], dict):
         raise _Refused("entries of no dict")
     if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # hashing deep tuples ends the process
-        raise _Refused("a key that is no text")
+        raise _Refused("a key that is not text")
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
 

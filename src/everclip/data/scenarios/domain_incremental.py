@@ -29,7 +29,7 @@ def domain_order(
 ) -> list[int]:
     """Return domains in the order learned: as ``scenario.order`` lists them or by the run's seed, else as they are.
 
-    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is no permutation of the
+    Any other order, such as the seed 1993, is one of classes. Raises UserError where a list is not a permutation of the
     names, which ``what`` describes, and where there are fewer than two: ``few`` says so, and what to do.
     """
     names = data.domain_names

@@ -183,7 +183,7 @@ def _lines(file: Path) -> Iterator[str]:
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"line {number} of {file} is no UTF-8 text: save it as UTF-8") from error
+                    raise UserError(f"line {number} of {file} is not UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
@@ -258,6 +258,6 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
     if not inside:
         raise UserError(f"{where}: {shown(key)} links out of the list's folder: put the image itself there")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{where}: {shown(key)} is no file: use the path of an image")
+        raise UserError(f"{where}: {shown(key)} is not a file: use the path of an image")
     if status.st_size > MOST_BYTES:
         raise UserError(f"{where}: {shown(key)} has {status.st_size:,} bytes: use at most {MOST_BYTES:,}")

@@ -136,7 +136,7 @@ def _images(folder: Path) -> list[str]:
     except OSError as error:
         unreadable(error)
     if odd := [name for name in names if not name.isascii()]:
-        raise UserError(f"{folder} holds {odd[0]!a}, which is no image of ImageNet: remove it")
+        raise UserError(f"{folder} holds {odd[0]!a}, which is not an image of ImageNet: remove it")
     return names
 
 

@@ -102,7 +102,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
             known = ["train", "test", "captions"]
             raise UserError(f'data "webdataset" has no option {shown(name)}{suggest(name, known)}')
         if name in counts or not re.fullmatch(r"[1-9][0-9]{0,11}", number):
-            raise UserError(f'data "webdataset": {shown(option)} is no number of samples: use {name}=1000')
+            raise UserError(f'data "webdataset": {shown(option)} is not a number of samples: use {name}=1000')
         counts[name] = int(number)
     return os.path.expanduser(spec), counts, captions
 
@@ -157,7 +157,7 @@ def _braces(name: str) -> list[str]:
     inside = [name[cut + 1 : end] for cut, end in pairwise(cuts)]
     numbers = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside[0]) if len(inside) == 1 else None
     if depth or name.count("{") > 20 or (len(inside) == 1 and not numbers):
-        raise UserError(f"the braces of {shown(name)} are no range: use {{0000..0003}} or {{train,test}}")
+        raise UserError(f"the braces of {shown(name)} are not a range: use {{0000..0003}} or {{train,test}}")
     if numbers:
         first, last = sorted(int(number) for number in numbers.groups())
         width = max(len(number) if number.startswith("0") else 0 for number in numbers.groups())
@@ -258,7 +258,7 @@ def _size_is_known(shard: Shard) -> bool:
     try:
         sizes = read_json(path)
     except Unreadable as error:
-        raise UserError(f'{path} is no JSON: use {{"{shard.path.name}": {len(shard.keys)}, ...}}') from error
+        raise UserError(f'{path} is not JSON: use {{"{shard.path.name}": {len(shard.keys)}, ...}}') from error
     size = sizes.get(shard.path.name) if isinstance(sizes, dict) else None
     if not isinstance(size, int):
         raise UserError(f'{path} lacks {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}')

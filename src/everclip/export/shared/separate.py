@@ -89,7 +89,7 @@ def _linear(model: Deployed) -> nn.Module:
 
 
 def check(model: Deployed) -> None:
-    """Raise UserError where the classifier is no function of embeddings or features."""
+    """Raise UserError where the classifier is not a function of embeddings or features."""
     if not isinstance(model.classifier, TextClassifier | Linear):
         raise UserError(f"--encoders separate: {model.spec} classifies with towers of its own; leave it out")
 

@@ -81,7 +81,7 @@ def read_differences(path: str, names: Sequence[str]) -> Differences:
     with readable(f"method.descriptions={path}", form):
         found: Any = read_json(Path(path))
     if not isinstance(found, dict):
-        raise UserError(f"method.descriptions={path} is no table of classes: {form}")
+        raise UserError(f"method.descriptions={path} is not a table of classes: {form}")
     known: Differences = {}
     for name in names:
         others = found.get(name, {})

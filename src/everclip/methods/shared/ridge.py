@@ -116,7 +116,7 @@ class RidgeMethod(LinearStatistics):
         return torch.randn(inputs, outputs)
 
     def build(self, clip: Clip, width: int) -> None:
-        """Draw the random layer, which is no part of the state: a resume draws the same one again."""
+        """Draw the random layer, which is not a part of the state: a resume draws the same one again."""
         if self.random_features:
             drawn = self.draw(width, self.random_features).to(clip.device)
             self.register_buffer("projection", drawn, persistent=False)
@@ -131,7 +131,7 @@ class RidgeMethod(LinearStatistics):
         return super().get_extra_state() | ({"met": self.met} if "met" in self._buffers else {})
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore what is no buffer; in a state without ``met``, each class had one task."""
+        """Restore what is not a buffer; in a state without ``met``, each class had one task."""
         super().set_extra_state(state)
         if "met" in self._buffers:
             self.met.copy_(state.get("met", self.counts > 0))

@@ -207,5 +207,5 @@ class Sums:
             if not value.isfinite().all() or (name in ("counts", "labels") and (value < 0).any()):
                 raise ValueError(f"{name} has numbers that cannot be")
         if (sums.labels >= classes).any():
-            raise ValueError("labels has one that is no class")
+            raise ValueError("labels has one that is not a class")
         return sums
