@@ -129,7 +129,17 @@ def test_state_has_the_tower_and_what_was_asked(clip: Clip) -> None:
     assert again.kept[WON].tolist() == method.kept[WON].tolist()
     tower = sum(tensor.nbytes for tensor in method.twin.tower.state_dict().values())
     width = len(method.gram)
-    assert method.state_bytes() == 2 * 8 * (width**2 + 6 * width + 6) + 8 * len(WEIGHTS) ** 2 + tower
+    half = width * (width + 1) // 2
+    assert method.state_dict()["gram"].shape == method.state_dict()["twin.gram"].shape == (half,)
+    assert method.state_bytes() == 2 * 8 * (half + 6 * width + 6) + 8 * len(WEIGHTS) ** 2 + tower
+
+
+def test_a_state_that_kept_all_of_g_is_read(clip: Clip) -> None:
+    after = trained(clip, 0.1)
+    method, again = led(clip, after), led(after, clip)
+    state = saved(method.state_dict()) | {"gram": method.gram, "twin.gram": method.twin.gram}
+    again.load_state_dict(state)
+    assert torch.equal(scores(again, after), scores(method, after))
 
 
 def test_a_run_stopped_and_resumed(tmp_path: Path, toy: str, photos: str) -> None:

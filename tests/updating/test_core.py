@@ -337,7 +337,7 @@ def test_a_failed_write_leaves_nothing_and_the_old_version_alone(toy: str, tmp_p
     (tmp_path / "v1" / "images.zip").rename(
         away
     )  # the old exemplars are gone when they are to be written again
-    with pytest.raises(OSError, match=r"images\.zip"):
+    with pytest.raises(UserError, match=r"v1/images\.zip cannot be read \(No such file .*\): put it back"):
         written(made, state, tmp_path / "v2")
     away.rename(tmp_path / "v1" / "images.zip")
     assert not [path for path in tmp_path.iterdir() if "v2" in path.name]

@@ -29,7 +29,7 @@ trains nothing and decides on w, except exemplars of the first task, on which th
 
     Parameters  none
     State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
-                twin twice that and an image tower
+                twin half of the d x d sums of each tower, and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
     Exemplars   none; with adapt, a twin and follow_from per class, trains on exemplars and new images
 
@@ -56,7 +56,7 @@ from everclip.methods.shared.discriminant import Summed
 from everclip.methods.shared.drift import Carrier, Moves
 from everclip.methods.shared.layers import Layers, LayersConfig, Positive
 from everclip.methods.shared.statistics import Cells
-from everclip.methods.shared.sums import Sums
+from everclip.methods.shared.sums import Sums, halved, whole
 
 log = logging.getLogger("everclip")
 
@@ -100,6 +100,7 @@ class MultilayerLda(Layers):
         self.twin: Layers | None = None
         if config.adapt != "none" and config.twin:
             self.twin = Layers(config.model_copy(update={"adapt": "none"}), prompts)
+            self.halves = self.twin.halves = True
             self.passes = self.passes._replace(
                 after=(0.0, 4.0), read=lambda stage: 4.0, saved=lambda stage: 1.0
             )
@@ -121,6 +122,8 @@ class MultilayerLda(Layers):
             self.follow(clip, new, memory)
         elif task.index == 0 and self.goes_on and self.asks:
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
+        for side in self.sides if self.twin else ():
+            side.gram.copy_(whole(halved(side.gram), len(side.gram)))
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
         """Return, in later tasks, all but a fifth (by id), which later decides on the weight of the towers.

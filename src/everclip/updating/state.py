@@ -289,8 +289,9 @@ def _write_images(state: State, where: Path) -> None:
                 try:
                     content = images.store.read(row)
                 except OSError as error:
+                    what = error.filename or source
                     raise UserError(
-                        f"{source} cannot be read ({error.strerror or error}): put it back, and try again"
+                        f"{what} cannot be read ({error.strerror or error}): put it back, and try again"
                     ) from error
                 archive.writestr(zipfile.ZipInfo(name), content)
                 rows.append([name, label, domain, check, sample, Path(source).name])

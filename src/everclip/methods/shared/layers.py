@@ -15,7 +15,7 @@ from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Prompts, Task
 from everclip.methods.shared.discriminant import Head, Nearest, strength, whitened, within_covariance
 from everclip.methods.shared.statistics import Cells, Labels, LinearStatistics, Rows, Scores, StatisticsConfig
-from everclip.methods.shared.sums import Sums
+from everclip.methods.shared.sums import Sums, halved, whole
 from everclip.methods.shared.weights import Kept
 from everclip.models.depths import Depths
 
@@ -57,7 +57,13 @@ class LayersConfig(StatisticsConfig):
 
 
 class Layers(Kept, LinearStatistics):
-    """Whitened cosines on several layers of one tower."""
+    """Whitened cosines on several layers of one tower.
+
+    Attributes:
+        halves: whether half of G is saved, as it is symmetric; it then has to be so to the last bit after each task.
+    """
+
+    halves = False
 
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
     cosines = False
@@ -87,6 +93,21 @@ class Layers(Kept, LinearStatistics):
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
         self._chosen = None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.halves and self._built:
+            destination[f"{prefix}gram"] = halved(destination[f"{prefix}gram"])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any, **more: Any) -> None:
+        there = state_dict.get(f"{prefix}gram")
+        if there is not None and there.ndim == 1:
+            state_dict[f"{prefix}gram"] = whole(there, self.sums.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
+
+    def state_bytes(self) -> int:
+        sides = [side for side in self.modules() if isinstance(side, Layers) and side.halves and side._built]
+        return super().state_bytes() - sum(side.gram.nbytes - halved(side.gram).nbytes for side in sides)
 
     def take(self, sums: Sums) -> None:
         """Replace its sums by a copy of others, all of one domain."""

@@ -33,6 +33,19 @@ def _first(ids: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
     return first
 
 
+def halved(gram: Float64[Tensor, "m m"]) -> Float64[Tensor, " h"]:
+    """Return the upper half of G with its diagonal, row by row: G is symmetric."""
+    return gram[*torch.triu_indices(*gram.shape, device=gram.device)]
+
+
+def whole(half: Float64[Tensor, " h"], width: int) -> Float64[Tensor, "m m"]:
+    """Return the G of which ``halved`` made this half."""
+    gram = half.new_zeros(width, width)
+    rows, columns = torch.triu_indices(width, width, device=half.device)
+    gram[rows, columns] = gram[columns, rows] = half
+    return gram
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
     """The sums. All but ``add_`` leave them as they are, and return others.
@@ -177,9 +190,9 @@ class Sums:
         return replace(self, sums=sums, counts=counts, labels=place[self.labels])
 
     def save(self, file: Path) -> None:
-        """Write the sums, with the upper half of G alone, as it is symmetric. Raises OSError."""
-        half = self.gram[*torch.triu_indices(self.width, self.width)]
-        save_file({name: value.contiguous() for name, value in (vars(self) | {"gram": half}).items()}, file)
+        """Write the sums, with the upper half of G alone. Raises OSError."""
+        columns = vars(self) | {"gram": halved(self.gram)}
+        save_file({name: value.contiguous() for name, value in columns.items()}, file)
 
     @classmethod
     def load(cls, file: Path) -> Sums:
@@ -187,17 +200,15 @@ class Sums:
         found: dict[str, Any] = load_file(file)
         classes, width = found["sums"].shape
         if found["gram"].shape == (width * (width + 1) // 2,):
-            half, found["gram"] = found["gram"], found["gram"].new_zeros(width, width)
-            rows, columns = torch.triu_indices(width, width)
-            found["gram"][rows, columns] = found["gram"][columns, rows] = half
+            found["gram"] = whole(found["gram"], width)
         sums = cls(**found)
-        whole, real = torch.int64, torch.float64
+        integer, real = torch.int64, torch.float64
         wanted = {
             "gram": (real, (width, width)),
             "sums": (real, (classes, width)),
-            "counts": (whole, (classes,)),
-            "ids": (whole, tuple(sums.ids.shape[:1])),
-            "labels": (whole, tuple(sums.ids.shape[:1])),
+            "counts": (integer, (classes,)),
+            "ids": (integer, tuple(sums.ids.shape[:1])),
+            "labels": (integer, tuple(sums.ids.shape[:1])),
         }
         for name, (kind, shape) in wanted.items():
             value = found[name]
