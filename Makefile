@@ -36,7 +36,7 @@ setup: $(VENV)/.dev
 # without ensurepip, with which venv fails when it has made its python.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "$(PYTHON) is no Python 3.11 or newer: name one that is here, as in make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }
+	    echo "$(PYTHON) is not Python 3.11 or newer: name one that is here, as in make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt

@@ -9,7 +9,7 @@
 # killed at any moment, the next night continues.
 set -u
 cd "$1" || exit 2
-[ -L current ] || { echo "$PWD/current is no link to a version: make one, ln -s v1 current" >&2; exit 2; }
+[ -L current ] || { echo "$PWD/current is not a link to a version: make one, ln -s v1 current" >&2; exit 2; }
 mkdir -p new learned
 
 if [ -d learning ] && [ -s learning.to ] && [ "$(readlink current)" = "$(cat learning.to)" ]; then

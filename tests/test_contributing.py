@@ -69,6 +69,6 @@ def test_an_old_python_makes_no_environment(tmp_path: Path) -> None:
     old = "import sys; sys.version_info = (3, 10, 13); exec(sys.argv[1])"
     found = set_up(tmp_path, f'[ "$1" = -c ] && exec {sys.executable} -c "{old}" "$2"\nmkdir -p $3/bin')
     assert found.returncode == 2
-    said = "./python is not a Python 3.11 or newer: name one that is here, as in make setup PYTHON=python3.12"
+    said = "./python is not Python 3.11 or newer: name one that is here, as in make setup PYTHON=python3.12"
     assert said in found.stderr
     assert not (tmp_path / ".venv").exists()

@@ -149,5 +149,5 @@ def test_a_folder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["problems"] == [
         f'{tmp_path} has one class, "red": a classifier needs two: add a CLASS folder'
     ]
-    with pytest.raises(UserError, match="is not a source, and no folder"):
+    with pytest.raises(UserError, match="is neither a source nor a folder"):
         check("imagenett")

@@ -148,7 +148,7 @@ def _class_folders(root: Path, part: str, known: list[str]) -> dict[str, list[st
     if packed := sorted(path.name for path in (root / part).glob("n*.tar")):
         raise UserError(f"{root / part} holds {packed[0]}, still packed: unpack each to a folder of its name")
     if strange := sorted({*folders} - {*known}):
-        what = "of another ImageNet" if _WNID.fullmatch(strange[0]) else "no WordNet id such as n01440764"
+        what = "of another ImageNet" if _WNID.fullmatch(strange[0]) else "not a WordNet id such as n01440764"
         raise UserError(
             f'class folder "{strange[0]}" in {root / part} is {what}: remove it, or use imagefolder:{root}'
         )

@@ -121,7 +121,7 @@ def _find(spec: str) -> list[Path]:
         if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
             raise UserError(f"shard {path} is compressed: unpack it to .tar")
         if not path.is_file():
-            raise UserError(f"shard {path} is {'no file' if path.exists() else 'missing'}: copy it there")
+            raise UserError(f"shard {path} is {'not a file' if path.exists() else 'missing'}: copy it there")
     return paths
 
 
