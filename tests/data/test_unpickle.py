@@ -131,7 +131,7 @@ DEEP = b"".join([b"}", b")", b"\x85" * 200_000, b"K\x01s."])
      b"}h\x05.", b"}T\xff\xff\xff\x7fabc", b"}\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", DEEP],
 )  # fmt: skip
 def test_what_is_damaged(content: bytes) -> None:
-    with pytest.raises(UserError, match=r"^file is (damaged or )?no file of CIFAR"):
+    with pytest.raises(UserError, match=r"^file is (damaged, or )?not a file of CIFAR"):
         unpickle(content, "file")
 
 

@@ -211,7 +211,7 @@ def test_a_tower_that_transformers_has_not(tmp_path: Path, changes: dict[str, ob
     else:
         model.clip.config = model.clip.config | changes
     with pytest.raises(
-        UserError, match=rf"no CLIPModel of transformers, which lacks {what}: use --format onnx"
+        UserError, match=rf"not a CLIPModel of transformers, which lacks {what}: use --format onnx"
     ):
         config_of(model)
 

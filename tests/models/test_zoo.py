@@ -50,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("ViT-B-16:opena", ['no weights "opena"', 'did you mean "openai"']),
         ("ViT-B-16", ["use ViT-B-16:TAG", "openai", "laion400m_e32"]),
         ("local-dir:/no/such/folder", ["/no/such/folder does not exist"]),
-        ("no/such/folder", ["no folder and no known name", "NAME:TAG"]),
+        ("no/such/folder", ["neither a folder nor a known name", "NAME:TAG"]),
     ],
 )
 def test_a_wrong_spec_says_what_to_write(spec: str, words: list[str]) -> None:

@@ -359,7 +359,7 @@ def test_every_cell_is_planned_with_its_own_settings(tmp_path: Path, toy: str) -
     assert len(Session.of([*joined, f"source.of={both}", "method=gcl"]).jobs) == 1
     for more, message in (
         ([*joined, f"source.of={both}", "method=gcl,joint"], "joint learns all tasks at once"),
-        ([*joined, f'source.of={both},["{a}", "missing"]', "method=gcl"], '"missing" is no'),
+        ([*joined, f'source.of={both},["{a}", "missing"]', "method=gcl"], '"missing" is neither a source'),
         (
             [
                 *words,

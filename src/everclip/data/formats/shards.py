@@ -216,7 +216,7 @@ def _content(
         return parse_json(text) if extension == "json" else text
     except ValueError as error:
         kind = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise UserError(f"{where} has a .{extension} that is no {kind}: use {what}") from error
+        raise UserError(f"{where} has a .{extension} that is not {kind}: use {what}") from error
 
 
 def _checked(where: str, extension: str, label: object) -> str:

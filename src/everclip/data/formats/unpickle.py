@@ -89,7 +89,7 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
             f"{where} is not a file of CIFAR: it holds {error}; get the original, and do not open this one with pickle"
         ) from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{where} is damaged or no file of CIFAR: get the original") from error
+        raise UserError(f"{where} is damaged, or not a file of CIFAR: get the original") from error
 
 
 def text(value: object) -> str:
