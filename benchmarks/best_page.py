@@ -173,6 +173,8 @@ def target(cells: dict[tuple[str, str], Json]) -> list[str]:
         "",
         f"Asked for at 96 px: {TARGET:.0f} points above the best other form on {len(places) - 1} of {len(places)} sets,"
         f" and behind it on none. {'Met' if met else 'Missed'}: {told}.",
+        "Tried beyond it: larger views (rows *three scales*), a tower that trains (below), and random features beside",
+        "the layers ([decision 24](../docs/decisions/0024-one-closed-form-of-our-own.md)).",
     ]
 
 
