@@ -220,7 +220,7 @@ def complete(place: str, setting: Setting, names: Sequence[str], scratch: Path) 
     if not missing:
         return
     kind, _, folder = setting.spec.partition(":")
-    if folder == "cifar100_part" and not (scratch / folder).exists():
+    if folder == "cifar100_part":
         cifar_part(scratch / "cifar100", scratch / folder)
     clip = zoo.load("lite", setting.side)
     found = data.load(f"{kind}:{scratch / folder}" if folder else kind, setting.kind)

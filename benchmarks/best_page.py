@@ -140,9 +140,14 @@ HEADS = {
 }
 
 
+def sets() -> list[str]:
+    """The whole sets at 96 px, which are those of the figure."""
+    return [place for place, setting in SETTINGS.items() if setting.figure]
+
+
 def heads(cells: dict[tuple[str, str], Json]) -> list[str]:
     """Heads on the same features, held out, by their mean over the sets at 96 px, once all are there."""
-    places = [place for place, setting in SETTINGS.items() if setting.side == 96 and not setting.part]
+    places = sets()
     if any((place, name) not in cells for place in places for name in HEADS):
         return []
     means = {
@@ -159,7 +164,7 @@ TARGET = 2.0
 
 def target(cells: dict[tuple[str, str], Json]) -> list[str]:
     """Whether the method is as far ahead at memory 0 as was asked for, once all sets are there."""
-    places = [place for place, setting in SETTINGS.items() if setting.side == 96 and not setting.part]
+    places = sets()
     leads: dict[str, float] = {}
     for place in places:
         mine, *others = (cells.get((place, name)) for name in (ours(SETTINGS[place]), *OTHERS))
@@ -227,7 +232,7 @@ def page(cells: dict[tuple[str, str], Json]) -> str:
                 f"{100 * found[key]:.1f}" if key in found else "" for key in ("held_out", "hindsight")
             )
             lines.append(f"| {name} | {found['width']} | {held} | {100 * found['accuracy']:.1f} | {best} |")
-    return "\n".join([*lines, *best_twin.table(), *with_memory()]) + "\n"
+    return "\n".join([*lines, *best_twin.table(), *with_memory(cells)]) + "\n"
 
 
 def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
@@ -243,7 +248,7 @@ def verdict(setting: Setting, there: dict[str, Json]) -> list[str]:
 OURS = ("multilayer_lda", "multilayer_lda, adapt=finetune")
 
 
-def with_memory() -> list[str]:
+def with_memory(closed: dict[tuple[str, str], Json]) -> list[str]:
     """The figure's runs as tables of methods and memory sizes, with a verdict at each size."""
     lines: list[str] = []
     for name, runs in figure1_page.runs_of(KEPT).items():
@@ -253,7 +258,7 @@ def with_memory() -> list[str]:
         for row, found in rows.items():
             cells = (found.get(size, found.get(None, {})) for size in sizes)
             lines.append(f"| {row} | {' | '.join(figure1_page.spread(lasts(cell)) for cell in cells)} |")
-        forms = mirrored(name)
+        forms = mirrored(name, closed)
         for form, cell in forms.items():
             accuracy = f" {100 * cell['accuracy']:.1f} |"
             lines.append(f"| {form} |{accuracy * len(sizes)}")
@@ -272,10 +277,9 @@ def with_memory() -> list[str]:
     return ["", "# With a memory", "", *about, *lines]
 
 
-def mirrored(name: str) -> dict[str, Json]:
+def mirrored(name: str, cells: dict[tuple[str, str], Json]) -> dict[str, Json]:
     """The closed forms of a set of the figure that read mirror images too."""
-    cells = kept()
-    places = [place for place, setting in SETTINGS.items() if setting.figure == name]
+    places = [place for place in sets() if SETTINGS[place].figure == name]
     keys = [(place, form) for place in places for form in OTHERS if FORMS[form].mirror]
     return {key[1]: cells[key] for key in keys if key in cells}
 
@@ -291,11 +295,12 @@ def ahead(size: int, here: dict[str, Seeds], forms: dict[str, Json]) -> Iterator
     best = [max(rows, key=rows.__getitem__, default="") for rows in (others, joint)]
     for mine in OURS:
         for other in best:
-            if mine in here and other in here:
-                yield ""
-                yield f"With {size} exemplars {mine} is {lead(here[mine], here[other])} from {other}."
-            elif mine in here and other in forms:
+            if mine not in here or not other:
+                continue
+            if other in forms:
                 right = np.mean([figure1_page.right(run) for run in here[mine].values()], axis=0)
                 apart = difference(right.tolist(), bits(forms[other]).tolist())
-                yield ""
-                yield f"With {size} exemplars {mine} is {apart} from {other}."
+            else:
+                apart = lead(here[mine], here[other])
+            yield ""
+            yield f"With {size} exemplars {mine} is {apart} from {other}."

@@ -45,7 +45,12 @@ SETTINGS = {
 
 
 def cifar_part(source: Path, out: Path, train: int = TRAIN, test: int = TEST) -> None:
-    """Copy ``train`` and ``test`` pictures of each class of CIFAR-100, those whose names have the smallest hashes."""
+    """Copy ``train`` and ``test`` pictures of each class of CIFAR-100, those whose names have the smallest hashes.
+
+    A part that is there already is left as it is.
+    """
+    if out.exists():
+        return
     half = out.with_name(f"{out.name}.part")
     for part, count in (("train", train), ("test", test)):
         for folder in sorted((source / part).iterdir()):
@@ -144,8 +149,7 @@ def _named(keys: list[str]) -> str:
 def main() -> None:
     """Run what is missing and write the page."""
     bench = Bench.from_arguments(__doc__ or "", HERE / "defaults", "caltech50", "pacs128", "cifar100")
-    if not (bench.scratch / "cifar100_part").exists():
-        cifar_part(bench.scratch / "cifar100", bench.scratch / "cifar100_part")
+    cifar_part(bench.scratch / "cifar100", bench.scratch / "cifar100_part")
     every = [job for seed in SEEDS for level in LEVELS for job in jobs(seed, level)]
     for _ in itertools.chain([None], bench.follow([job] for job in every)):
         (HERE / "defaults.md").write_text(page(bench.kept(every)), encoding="utf-8")

@@ -63,8 +63,7 @@ def prepared(name: str, scratch: Path) -> Setting:
     """A setting of ten updates by its name."""
     if name != "cifar100":
         return setting(name, scratch)
-    if not (scratch / "cifar100-part").exists():
-        cifar_part(Path(os.environ["EVERCLIP_DATA"]).resolve() / "cifar100", scratch / "cifar100-part")
+    cifar_part(Path(os.environ["EVERCLIP_DATA"]).resolve() / "cifar100", scratch / "cifar100-part")
     found = sources.load(f"imagefolder:{scratch / 'cifar100-part'}", "class-incremental", model="lite")
     order, steps = class_order(found.class_names, 1993), []
     for i in range(10):

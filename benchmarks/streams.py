@@ -91,8 +91,7 @@ def dated(pictures: Path, out: Path) -> None:
 
 def prepare(bench: Bench, source: Path) -> None:
     """Put into the scratch folder what the streams read beside ``caltech50``."""
-    if not (bench.scratch / "cifar100_stream").exists():
-        cifar_part(source / "cifar100", bench.scratch / "cifar100_stream", 50, 10)
+    cifar_part(source / "cifar100", bench.scratch / "cifar100_stream", 50, 10)
     if not (bench.scratch / "dated.csv").exists():  # a list reads no links out of its folder
         shutil.copytree(source / "caltech50", bench.scratch / "caltech50_copy", dirs_exist_ok=True)
         dated(bench.scratch / "caltech50_copy", bench.scratch / "dated.csv")

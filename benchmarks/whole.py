@@ -241,8 +241,7 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     if not (scratch / "caltech50").exists():
         (scratch / "caltech50").symlink_to(source / "caltech50")
-    if not (scratch / "cifar100_of_100").exists():
-        cifar_part(source / "cifar100", scratch / "cifar100_of_100", TRAIN, TEST)
+    cifar_part(source / "cifar100", scratch / "cifar100_of_100", TRAIN, TEST)
     open_clip_model(scratch / "lite")
     (HERE / "whole").mkdir(exist_ok=True)
     results: dict[str, Json] = {}

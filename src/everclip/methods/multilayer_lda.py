@@ -122,7 +122,7 @@ class MultilayerLda(Layers):
             self.follow(clip, new, memory)
         elif task.index == 0 and self.goes_on and self.asks:
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
-        for side in self.sides if self.twin else ():
+        for side in self.sides if self.halves else ():
             side.gram.copy_(whole(halved(side.gram), len(side.gram)))
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:

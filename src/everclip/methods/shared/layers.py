@@ -64,7 +64,6 @@ class Layers(Kept, LinearStatistics):
     """
 
     halves = False
-
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
     cosines = False
 
@@ -100,14 +99,15 @@ class Layers(Kept, LinearStatistics):
             destination[f"{prefix}gram"] = halved(destination[f"{prefix}gram"])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any, **more: Any) -> None:
-        there = state_dict.get(f"{prefix}gram")
-        if there is not None and there.ndim == 1:
-            state_dict[f"{prefix}gram"] = whole(there, self.sums.shape[1])
+        if (name := f"{prefix}gram") in state_dict and self._built:
+            state_dict[name] = whole(state_dict[name], len(self.gram))
         super()._load_from_state_dict(state_dict, prefix, *others, **more)
 
     def state_bytes(self) -> int:
-        sides = [side for side in self.modules() if isinstance(side, Layers) and side.halves and side._built]
-        return super().state_bytes() - sum(side.gram.nbytes - halved(side.gram).nbytes for side in sides)
+        grams = [
+            side.gram for side in self.modules() if isinstance(side, Layers) and side.halves and side._built
+        ]
+        return super().state_bytes() - sum(len(g) * (len(g) - 1) // 2 * g.itemsize for g in grams)
 
     def take(self, sums: Sums) -> None:
         """Replace its sums by a copy of others, all of one domain."""

@@ -38,8 +38,10 @@ def halved(gram: Float64[Tensor, "m m"]) -> Float64[Tensor, " h"]:
     return gram[*torch.triu_indices(*gram.shape, device=gram.device)]
 
 
-def whole(half: Float64[Tensor, " h"], width: int) -> Float64[Tensor, "m m"]:
-    """Return the G of which ``halved`` made this half."""
+def whole(half: Tensor, width: int) -> Tensor:
+    """Return the G of which ``halved`` made this half; anything that is not such a half as it is."""
+    if half.shape != (width * (width + 1) // 2,):
+        return half
     gram = half.new_zeros(width, width)
     rows, columns = torch.triu_indices(width, width, device=half.device)
     gram[rows, columns] = gram[columns, rows] = half
@@ -199,8 +201,7 @@ class Sums:
         """Read sums. Raises ValueError if they do not fit together, or what a damaged file makes safetensors raise."""
         found: dict[str, Any] = load_file(file)
         classes, width = found["sums"].shape
-        if found["gram"].shape == (width * (width + 1) // 2,):
-            found["gram"] = whole(found["gram"], width)
+        found["gram"] = whole(found["gram"], width)
         sums = cls(**found)
         integer, real = torch.int64, torch.float64
         wanted = {
