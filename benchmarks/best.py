@@ -27,6 +27,7 @@ from benchmarks.best_page import (
     FORMS,
     HERE,
     OTHERS,
+    RANDOM,
     SETTINGS,
     SPEED,
     Form,
@@ -56,7 +57,7 @@ MOST_WIDE = 10_000
 
 
 Views = tuple[list[Tensor], list[Tensor]]
-"""Raw blocks of pictures, and of their mirror images; the output first."""
+"""Raw blocks of pictures, and of their mirror images: the output, the stages' means and, at scale 1, their maxima."""
 
 
 class Rows(NamedTuple):
@@ -69,10 +70,19 @@ class Rows(NamedTuple):
 
     def features(self, form: Form) -> Tensor:
         """The features of a form, in fp64 and unit length."""
-        weights = USUAL if form.stages else ()
+        weights = USUAL * (form.stages + (form.tried == "maxima"))
         views = [view for scale in form.scales for view in self.views(scale)[: 1 + form.mirror]]
         found = [side_by_side(blocks[: 1 + len(weights)], weights, form.root) for blocks in views]
-        return normalize(torch.stack(found).sum(0), dim=1).double()
+        rows = normalize(torch.stack(found).sum(0), dim=1).double()
+        return beside_random(rows) if form.tried == "random features" else rows
+
+
+def beside_random(rows: Tensor) -> Tensor:
+    """Rows beside as long a part of random features, which are drawn once for all sets."""
+    drawn = torch.Generator().manual_seed(0)
+    matrix = torch.randn(rows.shape[1], RANDOM, generator=drawn, dtype=torch.float64)
+    parts = [normalize(torch.relu(part @ matrix), dim=1) for part in rows.split(CHUNK)]
+    return torch.cat([rows, torch.cat(parts)], 1) / 2**0.5
 
 
 @torch.inference_mode()
@@ -84,7 +94,7 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
         visual, heard = clip.model.visual, list[Tensor]()
 
         def hear(_: Any, __: Any, found: Tensor) -> None:
-            heard.append(found.mean((2, 3)))
+            heard.append(found)
 
         blocks = Parts.of(visual, "").blocks[-len(USUAL) :]
         hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in blocks]
@@ -98,7 +108,10 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
             for view, shown in (("plain", inputs), ("mirrored", inputs.flip(3))):
                 heard.clear()
                 output = visual(shown)
-                for number, block in enumerate([output, *reversed(heard)]):
+                found = [output, *(block.mean((2, 3)) for block in reversed(heard))]
+                if scale == 1:
+                    found += [block.amax((2, 3)) for block in reversed(heard)]
+                for number, block in enumerate(found):
                     parts.setdefault(f"{view}{number}", []).append(block)
         for hook in hooks:
             hook.remove()
@@ -106,7 +119,7 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
         np.savez(file, **arrays)
     with np.load(file) as found:
         plain, mirrored = (
-            [torch.from_numpy(found[f"{view}{number}"]) for number in range(1 + len(USUAL))]
+            [torch.from_numpy(found[f"{view}{number}"]) for number in range(len(found) // 2)]
             for view in ("plain", "mirrored")
         )
     return plain, mirrored
@@ -127,9 +140,18 @@ def solved(
             method.add_domains(rows[part], labels[part], domains[part])
     labels_of = [*range(len(prompts.names))]
     if form.method == "multilayer_lda":
-        return method.scorer(labels_of)
+        score = method.scorer(labels_of)
+        if form.tried != "ridge":
+            return score
+        other = solved(Form("ridge", {}), prompts, rows, labels, domains)
+        return lambda tested: standard(score(tested)) + standard(other(tested)) / 2
     weight, bias = method.solve(_NOWHERE, labels_of)
     return lambda tested: torch.addmm(bias, tested, weight)
+
+
+def standard(scores: Tensor) -> Tensor:
+    """Scores of each image at mean 0 and variance 1 over the classes."""
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
 
 
 def wide(method: Any, rows: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
