@@ -2,11 +2,11 @@
 
     EVERCLIP_DATA=/folder/with/caltech50/pacs128/cifar100 python -m benchmarks.best
 
-reads each picture once (model ``lite``, 96 px or 224: the tower's output and the means of its last three stages, of
-the picture and its mirror image), solves every form from the sums of the training images, and writes benchmarks/best.md
-after each set. Sums do not depend on the order of tasks, so a form's last accuracy holds for any order, and there is no
-seed. Cells in benchmarks/best/ are not computed again. Then come the runs of best_twin.py. Results with a memory are
-taken from docs/figure1/runs.
+reads each picture once (model ``lite``, 96 px or 224: the tower's output, the means of its last three stages and their
+maxima, of the picture and its mirror image), solves every form from the sums of the training images, and writes
+benchmarks/best.md after each set. Sums do not depend on the order of tasks, so a form's last accuracy holds for any
+order, and there is no seed. Cells in benchmarks/best/ are not computed again. Then come the runs of best_twin.py.
+Results with a memory are taken from docs/figure1/runs.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def wide(method: Any, rows: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor
     The strength is the one that ``lam_choice=gcv`` chooses from the sums.
     """
     targets = torch.eye(int(labels.max()) + 1, dtype=torch.float64)[labels]
-    if few(method, rows):
+    if len(rows) < method.sums.shape[1]:
         spectrum = closed_form.Spectrum.of_rows(method.rows(rows.float()), targets)
         explained = spectrum.targets.square().sum(1)
     else:
@@ -175,11 +175,6 @@ def wide(method: Any, rows: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor
     return lambda tested: torch.cat(
         [next(spectrum.predictions(method.rows(part.float()), [lam])) for part in tested.split(CHUNK)]
     )
-
-
-def few(method: Any, rows: Tensor) -> bool:
-    """Whether there are fewer images than random features."""
-    return len(rows) < method.sums.shape[1]
 
 
 class _Nowhere:

@@ -64,6 +64,7 @@ class Form(NamedTuple):
 
 RANDOM = 2800
 SCALES = (1.0, 4 / 3, 5 / 3)
+DEFAULT = Form("multilayer_lda", {}, root=True, mirror=True, stages=True)
 FORMS = {
     "class means": Form("ncm", {}),
     "ridge": Form("ridge", {}),
@@ -75,23 +76,19 @@ FORMS = {
     "whitened cosine": Form("multilayer_lda", {"domain_shrinkage": None}),
     "+ signed roots": Form("multilayer_lda", {"domain_shrinkage": None}, root=True),
     "+ mirror images": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True),
-    "+ last stages": Form("multilayer_lda", {"domain_shrinkage": None}, root=True, mirror=True, stages=True),
-    "+ means of domains": Form("multilayer_lda", {}, root=True, mirror=True, stages=True),
-    "+ means of domains, drawn by 3 images": Form(
-        "multilayer_lda", {"domain_shrinkage": 3.0}, root=True, mirror=True, stages=True
-    ),
-    "+ means of domains, drawn by 30 images": Form(
-        "multilayer_lda", {"domain_shrinkage": 30.0}, root=True, mirror=True, stages=True
-    ),
+    "+ last stages": DEFAULT._replace(options={"domain_shrinkage": None}),
+    "+ means of domains": DEFAULT,
+    "+ means of domains, drawn by 3 images": DEFAULT._replace(options={"domain_shrinkage": 3.0}),
+    "+ means of domains, drawn by 30 images": DEFAULT._replace(options={"domain_shrinkage": 30.0}),
     "ridge on these features": Form("ridge", {}, root=True, mirror=True, stages=True),
     "slda, eps=gcv, on these features": Form("slda", {"eps": "gcv"}, root=True, mirror=True, stages=True),
-    "+ three scales": Form("multilayer_lda", {}, root=True, mirror=True, stages=True, scales=SCALES),
+    "+ three scales": DEFAULT._replace(scales=SCALES),
     "ridge, mirror images, three scales": Form("ridge", {}, mirror=True, scales=SCALES),
     "slda, eps=gcv, mirror images, three scales": Form("slda", {"eps": "gcv"}, mirror=True, scales=SCALES),
     "ranpac, mirror images, three scales": Form("ranpac", {"lam_choice": "gcv"}, mirror=True, scales=SCALES),
-    "tried: maxima of the last stages": Form("multilayer_lda", {}, True, True, True, tried="maxima"),
-    "tried: random features": Form("multilayer_lda", {}, True, True, True, tried="random features"),
-    "tried: ridge's scores": Form("multilayer_lda", {}, True, True, True, tried="ridge"),
+    "tried: maxima of the last stages": DEFAULT._replace(tried="maxima"),
+    "tried: random features": DEFAULT._replace(tried="random features"),
+    "tried: ridge's scores": DEFAULT._replace(tried="ridge"),
 }
 OTHERS = (
     "class means",
