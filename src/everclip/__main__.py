@@ -17,6 +17,14 @@ def _unraised(lost: Any) -> None:
         sys.__unraisablehook__(lost)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt; end the process at once while torch is being imported, whose C++ code would abort it."""
+    if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    signal.default_int_handler(number, frame)
+
+
 def main() -> int:
     """Run the command line. Ctrl-C leaves no traceback, however early or late it comes."""
     if os.name != "posix":  # the imports below need modules that only POSIX has
@@ -25,6 +33,8 @@ def main() -> int:
         )
         return 2
     sys.unraisablehook = _unraised
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     code = 130
     try:
         from everclip.cli.app import main as command
@@ -39,7 +49,7 @@ def main() -> int:
             print(ended.code, file=sys.stderr)
         code = 1 if isinstance(ended.code, str) else int(ended.code or 0)
     finally:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) is _interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     _leave_others(code)
     return code

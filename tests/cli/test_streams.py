@@ -278,3 +278,22 @@ sys.exit(main())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_ctrl_c_while_torch_is_imported_ends_the_process_at_once(tmp_path: Path) -> None:
+    """Torch calls Python from C++, where KeyboardInterrupt would abort the process with a trace."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
+    )
+    script = """
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, sys.argv[1])
+sys.modules["everclip.cli.app"] = types.SimpleNamespace(main=lambda: __import__("torch"))
+from everclip.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
