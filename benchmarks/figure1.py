@@ -34,7 +34,7 @@ HELD = "scenario.validation=0.3"
 per epoch, and without exemplars more steps forget more: EWC chose values that lost twenty points in the run."""
 FIVE, TEN = ((HELD, f"scenario.validation_tasks={count}") for count in (5, 10))
 """Searches see five of ten tasks, as a setting that forgets may look good after two; on small sets without exemplars,
-where each task takes its toll, they see all ten."""
+where each task takes its toll, they see all ten, and on the photographs with one per class as well."""
 HEADS = ("method.finetune.head=text,linear", "method.ewc.head=text,linear")
 """The paper's cross-entropy and the usual EWC have a linear head; ours begin with the text tower as well."""
 WITHOUT = (
@@ -43,7 +43,7 @@ WITHOUT = (
     "method.multilayer_lda.adapt=none,finetune",
     *(*HEADS, "memory.budget=0"),
 )
-WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *HEADS, *FIVE)
+WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *HEADS)
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 """In sets of its own, at the memory sizes where it uses exemplars; below these it is the same as without."""
 JOINT = ("method=joint", "memory.budget=0")
@@ -81,15 +81,22 @@ class Set(NamedTuple):
     """Where searches of the length begin; None: at the method's own."""
 
 
-def _classes(data: str, small: int, large: int, epochs: int | None = None) -> dict[str, Set]:
-    """Return the sets of panel b on one data set: no memory, and two sizes of it, shared among the classes seen."""
+def _classes(
+    data: str, small: int, large: int, seen: tuple[str, ...], epochs: int | None = None
+) -> dict[str, Set]:
+    """Return the sets of panel b on one data set: no memory, and two sizes of it, shared among the classes seen.
+
+    Args:
+        seen: the tasks of searches with the small memory.
+    """
     name, data = data.rpartition(":")[2], f"data={data}"
-    words = (*WITH, *ORDERS, f"memory.budget={small},{large}")
+    words = (data, *WITH, *ORDERS)
     return {
         f"{name}-0": Set("b", (data, *WITHOUT, *TEN, *ORDERS), 3e-5, epochs=epochs),
         f"{name}-joint": Set("b", (data, *JOINT, *TEN, *ORDERS)),
         f"{name}-joint-linear": Set("b", (data, *LINEAR, *TEN, *ORDERS)),
-        name: Set("b", (data, *words), epochs=epochs),
+        f"{name}-1": Set("b", (*words, *seen, f"memory.budget={small}"), epochs=epochs),
+        name: Set("b", (*words, *FIVE, f"memory.budget={large}"), epochs=epochs),
         f"{name}-ours": Set("b", (data, *OURS, *ORDERS, f"memory.budget={large}"), epochs=epochs),
     }
 
@@ -101,17 +108,17 @@ def _cifar() -> dict[str, Set]:
         "cifar100-0": Set("a", (data, *WITHOUT, *FIVE), 3e-5, 6, 1),
         "cifar100-joint": Set("a", (data, *JOINT, *FIVE), 3e-4, 6, 4),
         "cifar100-joint-linear": Set("a", (data, *LINEAR, *FIVE), 3e-4, 6, 4),
-        "cifar100": Set("a", (data, *WITH, "memory.budget=100,500,2000"), 3e-4, 6, 1),
+        "cifar100": Set("a", (data, *WITH, *FIVE, "memory.budget=100,500,2000"), 3e-4, 6, 1),
         "cifar100-ours": Set("a", (data, *OURS, "memory.budget=500,2000"), 3e-4, 6, 1),
     }
 
 
 SETS = {
     # begun at 5 epochs, a third of the searches on so few images ended at their limit of 20
-    **_classes("emoji", 100, 1000, epochs=10),
-    **_classes("imagefolder:caltech50", 50, 500),
+    **_classes("emoji", 100, 1000, FIVE, epochs=10),
+    **_classes("imagefolder:caltech50", 50, 500, TEN),
     **{
-        name: Set("b", ("data=imagefolder:caltech50", *words, *FIVE, *ORDERS, "memory.budget=50"))
+        name: Set("b", ("data=imagefolder:caltech50", *words, *TEN, *ORDERS, "memory.budget=50"))
         for name, words in (("terms", TERMS), ("terms-unweighted", (*UNWEIGHTED, *NO_WEIGHTS)))
     },
     "emoji-domains": Set("c", ("data=emoji", *DOMAINS, "scenario.validation_tasks=3"), 1e-4),

@@ -57,8 +57,8 @@ COMPARED = {
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any; those without exemplars, joint and ours have folders of their own."""
-    parts = ("-0", "", "-joint", "-joint-linear", "-ours")
+    """The finished runs of each set that has any; memory sizes of panel b, joint and ours have folders of their own."""
+    parts = ("-0", "-1", "", "-joint", "-joint-linear", "-ours")
     found = {
         name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
         for name, _, _ in PANELS
