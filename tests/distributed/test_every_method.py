@@ -56,6 +56,7 @@ HEADS: dict[str, float] = dict.fromkeys(
         "cclis",
         "cclis memory.policy=method",
         "co2l",
+        "der_expand",
     ),
     5e-2,
 )
