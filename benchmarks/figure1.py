@@ -7,8 +7,9 @@ and on the emoji. c: accuracy after each domain of PACS and of the emoji's vendo
 memory size within the same number of trials, on training images alone.
 
 It prints the hours that are left, then sweeps one set after another, one thread per run, and draws docs/figure1/. It
-may be stopped or killed at any time: finished searches and runs are in docs/figure1/runs, and are not run again. Runs
-work in ``--scratch``, so that no path of a machine gets into a result.
+may be stopped or killed at any time: finished runs and searches, and the finished trials of a search that was stopped,
+are in docs/figure1/runs and are not run again. Runs work in ``--scratch``, so that no path of a machine gets into a
+result.
 """
 
 from __future__ import annotations
@@ -153,15 +154,23 @@ def changed(done: Path, there: Path) -> bool:
 
 
 def copy(source: Path, target: Path) -> int:
-    """Copy what is kept of the finished runs and searches of one folder to another; returns how many are new."""
+    """Copy what is kept of the finished runs and searches of one folder to another; returns how many are new.
+
+    Of a search that has not finished its finished trials are kept, so that it may go on elsewhere.
+    """
     new = 0
-    for done in (*source.glob("*/results.json"), *source.glob("tune/*/tuned.toml")):
+    trials = (
+        trial
+        for trial in source.glob("tune/*/trial-*/results.json")
+        if not (trial.parents[1] / "tuned.toml").exists()
+    )
+    for done in (*source.glob("*/results.json"), *source.glob("tune/*/tuned.toml"), *trials):
         there = target / done.parent.relative_to(source)
         if changed(done, there / done.name):
             there.mkdir(parents=True, exist_ok=True)
             for name in (name for name in FILES if name != done.name and (done.parent / name).exists()):
                 shutil.copyfile(done.parent / name, there / name)
-            if (found := answers(done.parent, MOST_ROWS)) is not None:
+            if done.parent.parent == source and (found := answers(done.parent, MOST_ROWS)) is not None:
                 (there / figure1_page.RIGHT).write_text(packed(right(found)) + "\n", encoding="utf-8")
             shutil.copyfile(done, there / done.name)  # last: it marks the run as finished
             new += 1
@@ -191,6 +200,9 @@ def sweep(name: str, device: str, scratch: Path, jobs: int) -> int:
         return subprocess.run([sys.executable, "-m", "everclip", *words], cwd=scratch, check=False).returncode
     finally:
         print(f"{name}: {copy(swept, kept)} new results in {kept}", file=sys.stderr)
+        for search in kept.glob("tune/*/tuned.toml"):
+            for trial in search.parent.glob("trial-*"):  # the search, now finished, says what they have said
+                shutil.rmtree(trial)
 
 
 def main() -> int:
