@@ -33,6 +33,8 @@ MORE = [
     "finetune memory.policy=herding train.nonfinite=skip method.head=linear",
     "multilayer_lda method.adapt=clip memory.per_class=5",  # a twin that goes on training
 ]
+PARTS = 3
+"""Tests that share the forms, so that no core is left with the longest test of all at the end."""
 SHARDED = ["gdro train.checkpointing=true center=true", "gcl tune=top:1", "gcl tune=image"]
 """More that share out their towers."""
 
@@ -88,7 +90,8 @@ def shards(form: str, toy: str, photos: str) -> bool:
     return Plan.of(configured(*words(form, toy, photos))).method.capabilities.shards
 
 
-def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_method(tmp_path: Path, toy: str, photos: str, part: int) -> None:
     """Each form is trained by one process, by two, and by two that share out its towers, where they can."""
     whole = forms(photos, toy)
     assert len(whole) - len(MORE) >= len(plugins.names("methods")) - 5, (
@@ -96,15 +99,14 @@ def test_every_method(tmp_path: Path, toy: str, photos: str) -> None:
     )
     shared = [form for form in [*whole, *SHARDED] if shards(form, toy, photos)]
     assert len(shared) > 25
+    mine = list(dict.fromkeys([*whole, *shared]))[part::PARTS]
+    whole, shared = ([form for form in each if form in mine] for each in (whole, shared))
     ways = [*((form, "two", 1.0) for form in whole), *((form, "shard", 10.0) for form in shared)]
     jobs = [
         ["run", str(tmp_path / way / form), *words(form, toy, photos), *([SHARD] if way == "shard" else [])]
         for form, way, _ in ways
     ]
-    alone = {
-        form: run(tmp_path / "one" / form, *words(form, toy, photos))
-        for form in dict.fromkeys([*whole, *shared])
-    }
+    alone = {form: run(tmp_path / "one" / form, *words(form, toy, photos)) for form in mine}
     different = []
     for (form, way, keys), found in zip(ways, work(2, *jobs), strict=True):
         folders, within = (tmp_path / "one" / form, tmp_path / way / form), WITHIN.get(form, 1e-5)
