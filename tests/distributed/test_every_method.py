@@ -33,8 +33,6 @@ MORE = [
     "finetune memory.policy=herding train.nonfinite=skip method.head=linear",
     "multilayer_lda method.adapt=clip memory.per_class=5",  # a twin that goes on training
 ]
-PARTS = 3
-"""Tests that share the forms, so that no core is left with the longest test of all at the end."""
 SHARDED = ["gdro train.checkpointing=true center=true", "gcl tune=top:1", "gcl tune=image"]
 """More that share out their towers."""
 
@@ -58,11 +56,13 @@ HEADS: dict[str, float] = dict.fromkeys(
         "cclis",
         "cclis memory.policy=method",
         "co2l",
-        "der_expand",
     ),
     5e-2,
-)
+) | {"der_expand": 5e-4}  # its head is small: 0.03 at most here
 """A probe ends where its loss stops falling; where that is, rounding moves."""
+
+PARTS = 3
+"""Tests that share the forms, so that no core is left with the longest test of all at the end."""
 
 
 def forms(photos: str, toy: str) -> list[str]:
