@@ -372,6 +372,7 @@ def test_a_run_goes_on_where_it_stopped_and_not_on_other_features(tmp_path: Path
     ("tokens", "message"),
     [
         (["method=gcl"], "gcl needs images: {data} holds features alone; use ncm, ridge, ranpac, slda or"),
+        (["method=layup"], "layup needs images: {data} holds features alone; use ncm"),
         (["method=joint"], "joint needs images: {data} holds features alone; use ncm"),
         (["method=ncm", "method.adapt=clip"], "ncm with method.adapt=clip needs images"),
         (["method=ncm", "model=ViT-B-32:openai"], "model=ViT-B-32:openai needs images: {data} holds"),

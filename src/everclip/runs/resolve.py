@@ -77,7 +77,9 @@ def _advice(options: MethodConfig) -> dict[str, Any]:
 def _of_features(config: Config, method: Method) -> Config:
     """Return the config of data that are features, with their model. Raises UserError for what needs images."""
     given = "holds features alone"
-    if method.capabilities.trains:
+    depths = method.capabilities.depths
+    blocks_alone = depths is not None and depths.raw
+    if method.capabilities.trains or blocks_alone:
         adapt = config.method.options.get("adapt", "none")
         what = config.method.name + ("" if adapt == "none" else f" with method.adapt={adapt}")
         others = "ncm, ridge, ranpac, slda or multilayer_lda"
