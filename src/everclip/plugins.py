@@ -15,6 +15,7 @@ import inspect
 import os
 import sys
 import traceback
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +36,13 @@ _outside: set[str] = set()
 def names(kind: str) -> list[str]:
     """List the plug-ins shipped in the folder ``kind`` (``methods``, ``data/sources``), sorted, without importing
     them."""
+    return list(_shipped(kind))
+
+
+@cache
+def _shipped(kind: str) -> tuple[str, ...]:
     stems = sorted(path.stem for path in (_ROOT / kind).glob("*.py") if not path.stem.startswith("_"))
-    return [stem.replace("_", "-") for stem in stems] if kind in _HYPHENS else stems
+    return tuple(stem.replace("_", "-") if kind in _HYPHENS else stem for stem in stems)
 
 
 def _stem(kind: str, name: str) -> str:

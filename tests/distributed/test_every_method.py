@@ -21,7 +21,7 @@ WORDS = ["scenario.tasks=2"]
 SHARD = "distributed.shard=true"
 MORE = [
     "gdro cache.trunk=on tune=top:1 cache.views=3",
-    "gdro train.accumulate=2",
+    "gdro train.accumulate=2 references=all",
     "gdro train.precision=bf16",
     "gdro tune=lora:2 train.checkpointing=true center=true",
     "gdro method.dro=sagawa method.groups=class_origin method.sampling=class_balanced",
