@@ -18,7 +18,14 @@ from tests.distributed.processes import environment, finish, start
 from tests.distributed.test_exact import same
 from tests.running import run, timeless
 
-LONG = ["scenario.tasks=2", "train.epochs=20", "train.batch_size=8", "memory.budget=12", "device=cpu"]
+LONG = [
+    "scenario.tasks=2",
+    "train.epochs=20",
+    "train.batch_size=8",
+    "memory.budget=12",
+    "device=cpu",
+    "references=all",
+]
 OFTEN = "checkpoint.every=steps:5"
 
 

@@ -22,6 +22,7 @@ WORDS = [
     "train.batch_size=9",
     "train.augment=shift_flip",
     "train.lr=1e-4",
+    "references=all",
 ]
 FORMS = {
     "gdro": [],

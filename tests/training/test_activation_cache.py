@@ -316,7 +316,7 @@ def test_processes_share_a_file_at_once(
     """Each gets the rows that it would have computed alone, and none is computed twice: three views, the plain one."""
     monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(activations, "GROUP", 2)
-    tokens = [*words, "tune=top:1", "cache.views=3", "train.epochs=3"]
+    tokens = [*words, "tune=top:1", "cache.views=3", "train.epochs=3", "references=all"]
     methods = {"first": "method=gcl", "second": "method=finetune"}
     children = {
         name: subprocess.Popen(

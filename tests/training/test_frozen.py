@@ -109,7 +109,7 @@ def test_a_fork_cannot_measure_what_its_source_has_not(tmp_path: Path, words: li
 def test_a_run_of_a_version_without_references_has_none(tmp_path: Path, words: list[str]) -> None:
     """Its config lacks the key; the run goes on as it was, and ``resume`` finds nothing that differs."""
     tokens = [*words, "method=gdro", "train.epochs=4"]
-    assert references.wanted(configured(*tokens), Sizes((14,) * 3, (8,) * 3, (2, 4, 6)))
+    assert references.wanted(configured(*tokens, "references=auto"), Sizes((14,) * 3, (8,) * 3, (2, 4, 6)))
     assert run_for(tmp_path / "old", 2, *tokens, "references=none") is None
     file = tmp_path / "old" / "config.toml"
     text = file.read_text()
@@ -138,7 +138,8 @@ def test_a_run_of_a_version_without_references_has_none(tmp_path: Path, words: l
 )
 def test_auto_counts_passes(tokens: str, expected: bool) -> None:
     sizes = Sizes((1000,) * 3, (30,) * 3, (2, 4, 6))
-    assert references.wanted(configured("memory.budget=0", *tokens.split()), sizes) == expected
+    auto = () if "references" in tokens else ("references=auto",)
+    assert references.wanted(configured("memory.budget=0", *auto, *tokens.split()), sizes) == expected
 
 
 def test_it_is_said_before_training_and_in_the_end(
