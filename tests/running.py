@@ -30,7 +30,7 @@ def configured(*tokens: str) -> Config:
     if tokens[0].endswith(".toml"):
         return resolve(load_config(tokens))
     small = ["scenario.tasks=3", "train.epochs=1", "train.batch_size=8", "memory.budget=12", "device=cpu"]
-    small.append("references=none")  # which take longer than what such a run learns
+    small.append("references=none")  # measuring them takes longer than the run itself
     given = {token.partition("=")[0] for token in tokens}
     if "memory.per_class" in given:
         given.add("memory.budget")

@@ -1,6 +1,7 @@
-"""Shape annotations are executed: a wrong shape in any function of the package fails the test that called it.
+"""Shape annotations are executed: a wrong shape in the first calls of any function of the package fails the test.
 
-The first calls of each function in each test are checked. Checking all of them took a third of a small run's time.
+Each test checks a function's first ``CHECKED`` calls, so that one which goes wrong later in the same test is not found.
+Checking every call took a third of a small run's time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxtyping import install_import_hook, jaxtyped
 from tests import SHAPES
 
 CHECKED = 5
-"""Calls of a function that are checked, in a test or in a process that a test starts."""
+"""Number of calls of a function that are checked, in a test or in a process that a test starts."""
 calls: Counter[int] = Counter()
 """How often each function was called, by its code; a test begins with none."""
 
@@ -47,7 +48,8 @@ def _first_calls(typechecker: Any, function: Any) -> Any:
         if calls[code] >= CHECKED:
             return function(*args, **options)
         calls[code] += 1
-        checking = checking or jaxtyped(function, typechecker=typechecker)  # costs more than most calls
+        # made here, as most functions of a module are never called, and making it costs more than most calls
+        checking = checking or jaxtyped(function, typechecker=typechecker)
         return checking(*args, **options)
 
     return call
