@@ -47,7 +47,7 @@ RUN = [b for b in SHELL if not b.why] + [
     b for b in BLOCKS if b.language == "python" and b.page not in ELSEWHERE
 ]
 TRAINS = ("train", "tune", "sweep")
-WITH_LITE = ("README.md", "docs/update.md")
+WITH_LITE = ("README.md",)
 """Pages that update ``lite``."""
 OWN_MODEL = ("demo", "photos.toml")
 """Configs that say how ``lite`` is trained, as no other model can be."""
