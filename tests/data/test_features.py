@@ -382,7 +382,7 @@ def test_a_run_goes_on_where_it_stopped_and_not_on_other_features(tmp_path: Path
         (["method=ncm", "cache.trunk=on"], "features have no tower whose activations could be kept"),
         (
             ["method=multilayer_lda", "method.stages=[0.5]"],
-            "cannot be cut between its blocks: use method.stages=[]",
+            "features have no blocks: use method.stages=[]",
         ),
         (["method=multilayer_lda", "method.scales=[0.5]"], "use method.scales=[1.0]"),
         (
