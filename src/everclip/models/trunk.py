@@ -47,7 +47,7 @@ class Parts:
     @classmethod
     def of(cls, tower: nn.Module, otherwise: str) -> Parts:
         """Return the parts of a tower. Raises UserError where its blocks are not known, advising ``otherwise``."""
-        if isinstance(tower, nn.Identity):  # as models/vectors.py has it, whose class means nothing to a reader
+        if isinstance(tower, nn.Identity):  # the tower of models/vectors.py
             raise UserError(f"features have no blocks: use {otherwise}")
         kind: Any = tower.trunk if isinstance(tower, TimmModel) else tower
         found = _parts(kind)
