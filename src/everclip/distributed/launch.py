@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -128,11 +128,9 @@ def _alone(store: Any, asking: int) -> Iterator[None]:
 
 def _spoken(store: Any, asking: int) -> bool:
     """Return, once ``asking`` processes have asked, whether another one has already said why the run ends."""
-    key, end = "why the run ends", time.monotonic() + ASKED
-    try:
+    key, end, before = "why the run ends", time.monotonic() + ASKED, False
+    with suppress(RuntimeError):  # the store is gone with the machine that had it, or with the first process
         before = store.add(key, 1) > 1
         while store.add(key, 0) < asking and time.monotonic() < end:
             time.sleep(0.02)
-        return before
-    except RuntimeError:  # the store is gone with the machine that had it
-        return False
+    return before
