@@ -502,6 +502,23 @@ def test_nothing_to_compare_and_unknown_names(tmp_path: Path) -> None:
 # The command --------------------------------------------------------------------------------------------------------
 
 
+def test_a_number_is_never_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """80 columns are the width of every pipe and log file."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for seed in range(3):
+        for method, last in (("gcl", 0.5), ("gdro", 0.6)):
+            run_folder(
+                tmp_path / f"{method}{seed}", last + seed / 100, method=method, seed=seed, seconds=12345.678
+            )
+    metrics = "last,average,forgetting,seconds,optimizer_steps,samples_seen,kept_bytes"
+    assert main(["compare", str(tmp_path), "--metric", metrics, "--against", "gcl"]) == 0
+    table = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in table
+    assert table.count("12,346") == 2
+
+
 def test_tables_fit_the_terminal(
     grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from everclip import plots
 from everclip.cli.app import main
+from everclip.compare.comparable import without_memory
 from everclip.errors import UserError
 from everclip.report.collect import collect
 from everclip.runs.find import not_begun
@@ -103,3 +105,34 @@ def test_a_run_without_a_bad_value_is_read(tmp_path: Path) -> None:
     (tmp_path / "a" / "config.toml").write_text("seed = 1\n[memory]\nbudget = false\n")
     with pytest.raises(UserError, match=r"its memory\.budget is false, which it cannot be"):
         read(tmp_path / "a")
+
+
+def test_a_chart_of_a_run_imports_no_code_that_its_config_names(tmp_path: Path) -> None:
+    """Also in Python, where what the user writes is imported."""
+    run = tmp_path / "run"
+    write_run(run, tasks=2, per_task=3, steps=4, method=str(tmp_path / "evil.py"))
+    told = tmp_path / "told"
+    (tmp_path / "evil.py").write_text(f"open({str(told)!r}, 'w')\n")
+    plots.accuracy_against_memory(str(run))
+    assert without_memory(read(run)) is False
+    assert not told.exists()
+
+
+def test_numbers_that_are_none_are_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"source": {"z": float("nan"), "several": [1.5, float("-inf")]}}
+    for name in ("one", "two"):
+        run_folder(tmp_path / name, 0.5, seed=int(name == "two"), config=odd)
+    assert read(tmp_path / "one").config["source.several"] == [1.5, "-inf"]
+    assert main(["compare", str(tmp_path), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_a_grid_of_any_number_leaves_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned = (
+        f"emoji, tasks 1-5, 0.3 of their training images, memory 1, seed 0; a 1: 0.1000, {'9' * 400}: 0.9000"
+    )
+    run_folder(tmp_path / "run", 0.5, config={"tuned_on": tuned})
+    assert main(["compare", str(tmp_path / "run")]) == 0
+    assert "gcl" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from everclip.cli.app import main
 from everclip.config import config_hash, load_config
 from everclip.errors import UserError
 from everclip.methods.base.registry import method_class
+from everclip.runs.find import not_begun
 from everclip.runs.run import Run
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
@@ -478,6 +479,7 @@ def test_places_for_runs(
 def test_a_gpu_is_given_only_to_runs_that_take_any() -> None:
     assert slots.gpus(["cpu", "auto"]) == []
     assert slots.gpus(["cuda:1"]) == []
+    assert slots.accelerators(["auto", "cpu", "cuda", "cuda:1", "mps"]) == {"cuda:1", "mps"}
 
 
 def test_a_search_has_the_device_of_its_cells(tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,6 +748,62 @@ def test_the_share_of_a_config_file_is_that_of_its_searches_alone(tmp_path: Path
         (search,) = Session.of([*words, f"scenario.validation={word}"], ["lr=1e-5,1e-4"]).tune
         assert search.share == share
     assert Session.of(words).jobs[0].config.scenario.validation == 0.5  # asked for without a search
+
+
+def test_runs_that_wait_for_a_search_are_shown_and_none_waits_for_one_that_failed(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    words = [*tokens, "method=gcl,ncm", "memory.budget=12", "seed=0,1", f"out={out}"]
+    tuned = ["--tune", "lr=1e-5,1e-4"]
+    assert main(["sweep", *words, *tuned, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"4 of 4 runs are missing in {out}" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[:2] for row in rows if row[0].startswith("gcl")] == [
+        ["gcl_s0", "waiting"],
+        ["gcl_s1", "waiting"],
+    ]
+    assert main(["sweep", *words, *tuned, "--print"]) == 0
+    search, *runs = capsys.readouterr().out.splitlines()
+    assert search.startswith("everclip tune")
+    assert [shlex.split(line)[-1] for line in runs] == [f"out={out}/ncm_s0", f"out={out}/ncm_s1"]
+    session = Session.of(words, ["lr=1e-5,1e-4"])
+    session.folder.failures[session.searches[0].key] = "it is wrong"
+    with session.folder:
+        session.write()
+        (session.folder.log(f"tune-{session.searches[0].name}")).write_text("error: it is wrong\n")
+    assert main(["sweep", *words, *tuned, "--print"]) == 0
+    assert capsys.readouterr().out.splitlines() == runs
+    assert main(["sweep", *words, *tuned, "--dry-run", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert sorted((Path(cell["run"]).name, cell["state"], cell["error"]) for cell in cells) == [
+        *((f"gcl_s{seed}", "failed", "it is wrong") for seed in (0, 1)),
+        *((f"ncm_s{seed}", "waiting", None) for seed in (0, 1)),
+    ]
+    waiting = {name.partition(" ")[0]: state.words for name, state in not_begun([out], [])}
+    assert waiting == {
+        **dict.fromkeys(("ncm_s0", "ncm_s1"), "waiting"),
+        **dict.fromkeys(("gcl_s0", "gcl_s1"), "its search failed: it is wrong"),
+    }
+
+
+def test_the_device_of_a_search_is_checked_before_anything_runs(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in tokens if not word.startswith("device")]
+    asked = [*words, "method=gcl", "device=cuda:7", f"out={tmp_path / 's'}", "--tune", "lr=1e-5,1e-4"]
+    assert main(["sweep", *asked]) == 2
+    assert "cuda:7" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "sweep.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--json", "--jobs=2", "--threads=2"])
+def test_options_of_runs_on_this_machine_are_refused_where_none_starts(
+    tokens: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *tokens, "method=gcl", "--print", option]) == 2
+    assert f"{option.partition('=')[0]} with --print changes nothing" in capsys.readouterr().err
 
 
 def test_a_search_that_has_begun_goes_on_in_its_folder(tmp_path: Path, tokens: list[str]) -> None:

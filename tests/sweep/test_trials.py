@@ -111,6 +111,9 @@ def test_what_is_not_better_does_not_win_and_what_is_not_finite_loses() -> None:
         (["5"], "5", None),
         (["1e-4", "3e-5"], "3e-5", "9e-06"),
         (["1e-4", "0.0001", "3e-4"], "0.0001", "3.33e-05"),
+        (["0.1", "9" * 400], "9" * 400, None),
+        (["1", "9" * 200], "9" * 200, None),
+        (["1", "2", "nan", "inf"], "2", "4"),
     ],
 )
 def test_what_lies_beyond_an_edge(values: list[str], winner: str, further: str | None) -> None:

@@ -59,7 +59,7 @@ def sweep(
             report still work; predict, evaluate, update, merge, export and --from need the checkpoints.
     """
     from everclip.sweep.session import Session
-    from everclip.sweep.slots import cores, gpus, slots
+    from everclip.sweep.slots import accelerators, cores, gpus, slots
 
     if slurm_set and not slurm:
         raise UserError("--slurm-set is a setting of SLURM jobs: use --slurm too, or leave it out")
@@ -70,9 +70,14 @@ def sweep(
     if drop_checkpoints and (print_ or slurm or dry_run):
         other = "--print" if print_ else "--slurm" if slurm else "--dry-run"
         raise UserError(f"--drop-checkpoints with {other} drops none: add it once the runs are finished")
+    unused = [name for name, given in (("--json", json), ("--jobs", jobs), ("--threads", threads)) if given]
+    if unused and (print_ or slurm):
+        raise UserError(
+            f"{unused[0]} with {'--slurm' if slurm else '--print'} changes nothing, as nothing runs here: leave it out"
+        )
     if trials is not None and (trials < 1 or not tune):
         raise UserError(f"--trials {trials} counts the runs of each search: use a number from 1, and --tune")
-    places = slots(cores(), (), jobs, threads)  # refuses numbers below 1
+    slots(cores(), (), jobs, threads)  # refuses numbers below 1
     extra = [*(["smoke=true"] if smoke else []), *_fork(from_, from_stage)]
     session = Session.of(tokens, tune or (), extra, look=not print_, trials=trials, again=retry)
     for line in (*session.asked.skipped, *session.shared()):
@@ -80,8 +85,11 @@ def sweep(
     if print_ or slurm:
         return _hand_over(session, slurm, slurm_set or [])
     if not dry_run:
-        devices = gpus([cell.config.device for cell in session.asked.cells])
-        session.run(slots(cores(), devices, jobs, threads) if devices else places, drop_checkpoints)
+        named = [cell.config.device for cell in session.asked.cells]
+        devices = gpus(named)
+        if not devices and jobs is None and accelerators(named):
+            jobs = 1  # otherwise as many as cores would share the one that they name
+        session.run(slots(cores(), devices, jobs, threads), drop_checkpoints)
     if session.dropped:
         print(
             f"{session.dropped / 1e6:,.1f} MB of checkpoints removed: only compare and report can read these runs now",
@@ -108,13 +116,13 @@ def _fork(runs: str | None, stage: int | None) -> list[str]:
 def _hand_over(session: Session, slurm: bool, settings: list[str]) -> int:
     """Print or submit what is missing: searches first, since runs depend on their choices."""
     folder, left_out = session.folder, _left_out(session)
-    if session.searches:
-        commands = [search.command() for search in session.searches if search.key not in folder.failures]
+    commands = [search.command() for search in session.searches if search.key not in folder.failures]
+    if commands:
         print(f"searches first: repeat the same command when these have ended{left_out}", file=sys.stderr)
     else:
-        commands = [folder.command(job) for job in session.waiting()]
-        done = len(session.having("finished"))
-        print(f"{done} of {len(session.jobs)} runs are finished{left_out}", file=sys.stderr)
+        done, count = len(session.having("finished")), len(session.jobs) + len(session.held)
+        print(f"{done} of {count} runs are finished{left_out}", file=sys.stderr)
+    commands += [folder.command(job) for job in session.waiting()]
     if not slurm:
         print_lines(shlex.join(["everclip", *words]) for words in commands)
         return 0
@@ -122,7 +130,7 @@ def _hand_over(session: Session, slurm: bool, settings: list[str]) -> int:
 
     if commands:
         with folder:
-            folder.write(session.command, session.jobs)
+            session.write()
             numbers = submit(commands, folder.path / "slurm", settings)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}")
     return 0
@@ -159,9 +167,15 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
             for search in session.searches
         ]
         rows += [(folder.place(job).name, folder.state(job), str(len(job.cells))) for job in session.jobs]
+        for job, search in session.held:
+            state = "failed" if search.key in failures else "waiting"
+            rows.append((job.name, state, str(len(job.cells))))
         print_columns(rows, ("run", "state", "cells"))
-        missing = f"{len(session.waiting())} of {len(session.jobs)} runs are missing in {folder.path}"
-        print_lines([missing + _left_out(session)])
+        left_out, held = _left_out(session), len(session.held)
+        missing = (
+            f"{len(session.waiting()) + held} of {len(session.jobs) + held} runs are missing in {folder.path}"
+        )
+        print_lines([missing + left_out])
         if left:
             trials = ", with every trial that the searches may make" if session.searches else ""
             print(f"{duration(left)} for what is missing, one run after another{trials} (estimated)")

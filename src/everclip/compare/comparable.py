@@ -16,6 +16,7 @@ from everclip.config import CARRIED_OUT
 from everclip.data.policies import policy_class
 from everclip.runs.finished import Finished
 from everclip.runs.tuned import searched
+from everclip.system import trust
 from everclip.system.text import shortened
 
 REFERENCES = ("zero_shot", "joint")
@@ -237,8 +238,9 @@ def _ask_method(choice: str) -> tuple[bool, bool]:
     from everclip.training.estimate import exemplars
 
     try:
-        config = Config.model_validate({"method": json.loads(choice), "memory": {"budget": 1}})
-        return exemplars(config)[0] == 0, method_of(config).seeded
+        with trust.reading():
+            config = Config.model_validate({"method": json.loads(choice), "memory": {"budget": 1}})
+            return exemplars(config)[0] == 0, method_of(config).seeded
     except ValueError:  # UserError, or pydantic's where the name is not a method
         return False, True  # an unknown method is assumed to use memory and the seed
 

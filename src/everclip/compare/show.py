@@ -175,6 +175,8 @@ def show(comparison: Json, console: Console) -> None:
     columns = zip(*(row for rows in tables for row in rows), strict=True)
     widths = [max(len(text) for cell in column for text in cell) for column in columns]
     widths[0] = max(12, min(widths[0], console.width - sum(width + 3 for width in widths[1:])))
+    needed = sum(widths) + 3 * len(widths)  # numbers are never cut off, as at the 80 columns of a pipe
+    room = console if needed <= console.width else Console(file=console.file, width=needed)
     console.print(escape(_title(comparison)), highlight=False)
     for section, rows in zip(sections, tables, strict=True):
         console.print(f"\n{escape(_place(section))}".rstrip(), style="bold", highlight=False)
@@ -185,7 +187,7 @@ def show(comparison: Json, console: Console) -> None:
         for index, row in enumerate(rows):
             texts = [escape(text) for _, text in row]
             table.add_row(*texts, end_section=index == last_rival and index < len(rows) - 1)
-        console.print(table)
+        room.print(table)
         if not wide:  # no room for the column
             kept = [f"{row['label']} {text}" for row in section["rows"] if (text := kept_text(row["kept"]))]
             console.print(escape(f"{_KEPT}: {', '.join(kept)}"), highlight=False)

@@ -181,10 +181,14 @@ def not_begun(sweeps: Sequence[Path], runs: Sequence[Path]) -> list[tuple[str, S
             path = folder / cell["run"]
             place = Path(os.path.realpath(path))  # unlike resolve(), it follows no circle of links
             if place not in known:
-                values = ", ".join(f"{key} {value}" for key, value in cell.items() if key != "run")
+                values = ", ".join(
+                    f"{key} {value}" for key, value in cell.items() if key not in ("run", "search")
+                )
                 name, where = f"{path.name} ({values})" if values else path.name, State("waiting", "waiting")
                 if error := failure(path):
                     where = State("failed", f"failed immediately: {error}")
+                elif error := failure(folder / f"tune-{cell['search']}") if "search" in cell else "":
+                    where = State("failed", f"its search failed: {error}")
                 missing.setdefault(place, (name, where))
     return list(missing.values())
 
@@ -203,7 +207,7 @@ def _name(value: Any) -> bool:
     return isinstance(value, str) and "/" not in value and value not in ("", ".", "..")
 
 
-_CELL = table({"run": _name})
+_CELL = table({"run": _name}, {"search": _name})
 
 
 def counted(states: Iterable[State]) -> str:

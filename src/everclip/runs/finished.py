@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from everclip.config.values import flat
 from everclip.errors import shown
 from everclip.runs.schema import LEAST, test_images
 from everclip.runs.schema import read as read_results
+from everclip.system import trust
 from everclip.system.arrays import MOST_COLUMNS, MOST_ROWS, Shape, read_columns
 from everclip.system.kinds import COUNT, Kind, text
 from everclip.system.reading import TOML_BYTES, Unreadable, parse_toml, read_text, readable
@@ -91,11 +93,22 @@ def read_config(run: Path) -> tuple[str, dict[str, Any]]:
         return "", {}
     with readable(path, "restore it, or leave the run out"):
         content = read_text(path, TOML_BYTES)
-        found = flat(cleaned(parse_toml(content)))
+        tables = cleaned(parse_toml(content))
+        trust.asked(tables, path)  # so that nothing that it names is imported later on
+        found = {key: _finite(value) for key, value in flat(tables).items()}
         for key, fits in _CONFIG.items():
             if key in found and not fits(found[key]):
                 raise Unreadable(f"its {key} is {shown(found[key])}, which it cannot be")
     return content, found
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with each infinite number or nan as a text, which JSON has and which equals itself."""
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def answers(path: Path, most: int) -> dict[str, NDArray[Any]] | None:

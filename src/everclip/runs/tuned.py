@@ -95,7 +95,8 @@ def beyond(values: Sequence[str], winner: str) -> str | None:
     The grid is ordered by its numbers; words in it ("none", "gcv") do not count. None where the winner is a word, or
     lies inside, or where the two numbers at the edge are not above 0.
     """
-    numbers = sorted({number: text for text in values if (number := number_in(text)) is not None}.items())
+    found = {number: text for text in values if (number := number_in(text)) is not None}
+    numbers = sorted((number, text) for number, text in found.items() if math.isfinite(number))
     own = number_in(winner)
     if len(numbers) < 2 or own not in (numbers[0][0], numbers[-1][0]):
         return None
@@ -103,6 +104,8 @@ def beyond(values: Sequence[str], winner: str) -> str | None:
     if first <= 0 or second <= 0:
         return None
     further = first * first / second
+    if not math.isfinite(further):
+        return None
     whole = all(text.isdecimal() for _, text in numbers)
     text = str(max(1, round(further))) if whole else f"{further:.3g}"
     return None if any(number_in(text) == number for number, _ in numbers) else text

@@ -23,7 +23,7 @@ from everclip.config.sources import read_toml
 from everclip.errors import UserError
 from everclip.runs.finished import natural
 from everclip.runs.run import HOLDER, Run
-from everclip.sweep.grid import Job, content_key
+from everclip.sweep.grid import Cell, Job, content_key
 from everclip.system import trust
 from everclip.system.atomic import write_atomic
 from everclip.system.kinds import mapped, table, text
@@ -118,13 +118,21 @@ class Folder:
             return {}
         return found if _RECORD(found) else {}
 
-    def write(self, command: Sequence[str], jobs: Sequence[Job]) -> None:
-        """Write sweep.json."""
+    def write(
+        self, command: Sequence[str], jobs: Sequence[Job], held: Sequence[tuple[Cell, str, str]] = ()
+    ) -> None:
+        """Write sweep.json.
+
+        Args:
+            held: cells that wait for a search, each with the names of its run and of the search.
+        """
+        cells = [{**cell.values, "run": self.place(job).name} for job in jobs for cell in job.cells]
+        cells += [{**cell.values, "run": run, "search": search} for cell, run, search in held]
         values: dict[str, Any] = {
             "schema": SCHEMA,
             "everclip": __version__,
             "command": list(command),
-            "cells": [{**cell.values, "run": self.place(job).name} for job in jobs for cell in job.cells],
+            "cells": cells,
             "failed": self.failures,
         }
         write_atomic(self.path / "sweep.json", json.dumps(values, ensure_ascii=False, indent=1) + "\n")

@@ -26,7 +26,7 @@ from everclip.runs.resolve import resolve
 from everclip.runs.tuned import searched
 from everclip.sweep import check, trials
 from everclip.sweep.folder import named
-from everclip.sweep.grid import Cell, Grid, content, content_key, give, owned, parted, toml_text
+from everclip.sweep.grid import Cell, Grid, Job, content, content_key, give, owned, parted, toml_text
 from everclip.sweep.tune import SEARCHED
 from everclip.sweep.tune import SHARE as USUAL
 from everclip.system import trust
@@ -286,3 +286,8 @@ def tuned(grid: Grid, searches: Sequence[Search]) -> Grid:
             words = (*cell.words, *search.chosen())
             cells.append(Cell(cell.values, words, resolve(load_config(words))))
     return replace(grid, cells=cells)
+
+
+def held(grid: Grid, searches: Iterable[Search]) -> list[tuple[Job, Search]]:
+    """Return the runs that wait for one of these searches, with the settings before it, and the search."""
+    return [(job, search) for search in searches for job in replace(grid, cells=[*search.cells]).jobs()]

@@ -40,6 +40,7 @@ class Session:
         grid: the cells that can run now; those of a search have its values, once it is finished.
         searches: those that are not finished.
         jobs: the runs of ``grid``.
+        held: the runs that wait for their search, with the settings before it, and the search.
         dropped: bytes of removed checkpoints.
     """
 
@@ -116,6 +117,7 @@ class Session:
         self.grid = searches.tuned(self.asked, self.tune)
         self.searches = [search for search in self.tune if not search.finished]
         self.jobs = self.grid.jobs()
+        self.held = searches.held(self.asked, self.searches)
 
     def waiting(self) -> list[Job]:
         """Return jobs that are neither finished nor failed."""
@@ -164,9 +166,10 @@ class Session:
         stop = Stop()
         with self.folder, stop.listening():
             self.refresh()
-            check.models([job.config for job in self.waiting()], self.plans)
+            held = [job.config for job, search in self.held if search.key not in self.folder.failures]
+            check.models([*(job.config for job in self.waiting()), *held], self.plans)
             with on_disk(self.folder.path, CONTINUES):
-                self.folder.write(self.command, self.jobs)
+                self.write()
                 try:
                     self._run(slots, drop)
                 except Stopped as stopped:
@@ -175,7 +178,12 @@ class Session:
                         f"{stopped.cause}; the same command continues the sweep in {self.folder.path}",
                     ) from None
                 finally:
-                    self.folder.write(self.command, self.jobs)
+                    self.write()
+
+    def write(self) -> None:
+        """Write sweep.json, with the cells that wait for a search."""
+        held = [(cell, job.name, search.name) for job, search in self.held for cell in job.cells]
+        self.folder.write(self.command, self.jobs, held)
 
     def _run(self, slots: Sequence[Environment], drop: bool) -> None:
         places = [place for search in self.tune if search.finished for place in search.path.glob("*/")]
@@ -234,7 +242,7 @@ class Session:
             return False, "stopped"
         self.folder.failures[key] = error
         try:
-            self.folder.write(self.command, self.jobs)
+            self.write()
         except OSError as full:  # the other runs go on; it is written again when they have ended
             return False, f"failed: {error}; sweep.json cannot be written ({full.strerror or full})"
         return False, f"failed: {error}"
@@ -279,17 +287,24 @@ class Session:
 
     def cells(self) -> list[Json]:
         """Return each cell of the grid with its run, the run's state, and its main numbers."""
-        found: list[Json] = []
+        found: list[tuple[Job, Path, State, str | None]] = []
+        failures = self.folder.failures
         for job in self.jobs:
-            place, state = self.folder.place(job), self.folder.state(job)
+            state = self.folder.state(job)
+            found.append(
+                (job, self.folder.place(job), state, failures[job.key] if state == "failed" else None)
+            )
+        for job, search in self.held:
+            error = failures.get(search.key)
+            found.append((job, self.folder.path / job.name, "failed" if error else "waiting", error))
+        rows: list[Json] = []
+        for job, place, state, error in found:
             known = schema.read(place / "results.json") if state == "finished" else {}
-            numbers = {key: known.get(key) for key in verdict.METRICS}
-            error = self.folder.failures.get(job.key) if state == "failed" else None
-            found += [
-                {"values": dict(cell.values), "run": str(place), "state": state, "error": error} | numbers
-                for cell in job.cells
-            ]
-        return found
+            row = {"run": str(place), "state": state, "error": error} | {
+                key: known.get(key) for key in verdict.METRICS
+            }
+            rows += [{"values": dict(cell.values)} | row for cell in job.cells]
+        return rows
 
     def comparison(self) -> Json | None:
         """Return the comparison of finished runs, a section per setting of data and memory; None without any."""

@@ -32,6 +32,11 @@ def gpus(devices: Sequence[str]) -> list[str]:
     return [name.strip() for name in names][: torch.cuda.device_count()]
 
 
+def accelerators(devices: Sequence[str]) -> set[str]:
+    """Return those of the values of ``device`` that name one accelerator, such as cuda:1 or mps."""
+    return set(devices) - {"auto", "cpu", "cuda"}
+
+
 def slots(count: int, gpus: Sequence[str], jobs: int | None, threads: int | None) -> list[Environment]:
     """Return the environment variables of each parallel run.
 
