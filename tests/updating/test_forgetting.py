@@ -12,9 +12,10 @@ from everclip import data
 from everclip.cli.app import main
 from everclip.data.images import content_id
 from everclip.errors import UserError
+from everclip.inference.unknown import LOGIT
 from everclip.updating import editing
 from everclip.updating.candidates import NAMES
-from everclip.updating.forgetting import forget
+from everclip.updating.forgetting import _columns, forget
 from everclip.updating.state import FROZEN_TRAINED, State
 from tests.learned import learned
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, load, updated, written
@@ -91,6 +92,31 @@ def test_a_version_works_on_without_a_class(method: str, toy: str, tmp_path: Pat
     assert made.state.known.names == model.names
     again = updated(made.state, colours(tmp_path / "b", {"yellow": (230, 220, 50)}))
     assert again.state.known.names == ("red", "blue", "green", "yellow")
+
+
+@pytest.mark.parametrize("method", ["ridge", "layers"])
+def test_images_that_are_kept_can_still_be_left_out_without_a_class(
+    method: str, toy: str, tmp_path: Path
+) -> None:
+    """The next update leaves check images out of sums that were estimated from the few images that are kept."""
+    root = tmp_path / "a"
+    one = updated(begin(toy), colours(root / "w", WARM, 40), method=method)
+    state = written(one, begin(toy), root / "v1")
+    state = written(updated(state, colours(root / "c", COLD, 40), method=method), state, root / "v2")
+    made = forget(state, ["yellow"], []).state
+    assert len(made.exemplars) + len(made.checks) < int(made.sums.counts.sum())
+    for part in (made.checks, made.exemplars):
+        rows, labels = _columns(made, part)
+        left = made.sums.minus(rows, labels, torch.from_numpy(part.ids))
+        assert torch.linalg.eigvalsh(left.gram).min() > -1e-9
+    assert made.model is not None
+    assert made.model.unknown is not None
+    assert made.model.unknown.score == LOGIT, "no image is in the sums exactly as it was"
+    again = updated(made, colours(tmp_path / "b", {"yellow": (230, 220, 50)}), method=method)
+    assert again.state.estimated
+    assert again.state.model is not None
+    assert again.state.model.unknown is not None
+    assert again.state.model.unknown.score == LOGIT
 
 
 @pytest.mark.parametrize("method", ["finetune", "ncm"])

@@ -50,13 +50,31 @@ def test_without_a_class_the_second_moments_come_from_the_others() -> None:
     """With all images of the other classes as exemplars the sums are those of these images alone."""
     features, labels, ids = rows(12, 1)
     other = labels != 1
-    made = Sums.empty(3, 5).plus(features, labels, ids).without_class(1, features[other], labels[other])
+    whole = Sums.empty(3, 5).plus(features, labels, ids)
+    made = whole.without_class(1, features[other], labels[other], ids[other])
     alone = Sums.empty(3, 5).plus(features[other], labels[other], ids[other])
     torch.testing.assert_close(made.gram, alone.gram)
     torch.testing.assert_close(made.sums, alone.sums[[0, 2]])
     assert made.counts.tolist() == [4, 4]
     assert sorted(made.labels.tolist()) == [0] * 4 + [1] * 4
     assert made.ids.equal(alone.ids)
+
+
+def test_without_a_class_known_images_stay_exact_and_the_rest_is_estimated() -> None:
+    """Taking out any known image leaves a positive definite G, with fewer known images than features too."""
+    features, labels, ids = rows(60, 1)
+    features = torch.cat([features, torch.randn(60, 35, generator=torch.Generator().manual_seed(3))], 1)
+    known = (labels != 1) & (ids % 3 == 0)
+    whole = Sums.empty(3, 40).plus(features, labels, ids)
+    made = whole.without_class(1, features[known], labels[known], ids[known])
+    counts = torch.tensor([int((labels == label).sum()) for label in (0, 2)])
+    assert made.counts.equal(counts)
+    assert int(known.sum()) < 40
+    left = made.minus(features[known], labels[known] // 2, ids[known])
+    assert torch.linalg.eigvalsh(left.gram).min() > 0
+    assert torch.linalg.eigvalsh(left.scatter).min() > -1e-9
+    true = Sums.empty(3, 40).plus(*(part[labels != 1] for part in (features, labels, ids)))
+    assert made.scatter.trace() == pytest.approx(true.scatter.trace().item(), rel=0.3)
 
 
 def test_parts_are_left_out_of_the_whole() -> None:

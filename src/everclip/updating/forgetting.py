@@ -84,9 +84,12 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
             sums = sums.dropped(label)
         else:
             rebuilt = True
-            # higher labels have moved down already, in the sums as in the exemplars
-            others = kept.select(~np.isin(kept.labels, [other for other in gone if other <= label]))
-            sums = sums.without_class(label, *_columns(state, others))
+            # higher labels have moved down already, in the sums as in the images
+            (one, other), _ = gather([kept, checks])
+            others = (one + other).select(
+                ~np.isin([*one.labels, *other.labels], [low for low in gone if low <= label])
+            )
+            sums = sums.without_class(label, *_columns(state, others), torch.from_numpy(others.ids))
         kept, checks = (_drop(part, label) for part in (kept, checks))
     kept, checks = _to_learn_from(sums, kept, checks)
     names = tuple(name for name in state.known.names if name not in classes)

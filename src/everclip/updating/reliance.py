@@ -49,7 +49,8 @@ class Checked:
     Args:
         scores: by a classifier that has not learned them, one column per class.
         labels: of the images.
-        rows: for a closed form with these images in its sums, the features that it reads, which then set thresholds.
+        rows: for a closed form with these images in its sums, exactly, the features that it reads, which then set
+            thresholds.
     """
 
     scores: Float32[np.ndarray, "n c"]
@@ -202,5 +203,5 @@ def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     model, checks = state.model, state.checks
     assert model is not None
     found, rows = unlearned(state, checks, decoded(checks, model.encoder))
-    made, told = fitted(model, Checked(found, checks.labels, rows), before)
+    made, told = fitted(model, Checked(found, checks.labels, None if state.estimated else rows), before)
     return replace(state, model=made), told

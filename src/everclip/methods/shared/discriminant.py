@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from everclip.methods.base.method import Classifier, Images
-from everclip.methods.shared.closed_form import best_lam, demand_finite, ridge, within_class
+from everclip.methods.shared.closed_form import best_lam, demand_finite, regular, ridge, within_class
 from everclip.methods.shared.statistics import Linear
 
 MOST = 100.0
@@ -67,16 +67,6 @@ def strength(
     # the mean takes a degree of freedom
     lam = best_lam(total, cross.T, square, int(n) - 1)
     return lam / (n.item() * mean_variance)
-
-
-def regular(covariance: Float64[Tensor, "m m"], lam: float) -> Float64[Tensor, "m m"]:
-    """Return covariance + lam I, positive definite for lam > 0."""
-    made = covariance.clone()
-    made.diagonal().add_(lam)
-    if torch.linalg.cholesky_ex(made).info:  # images that were taken out leave rounding errors in G
-        values, vectors = torch.linalg.eigh(covariance)
-        made = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
-    return made
 
 
 def whitened(

@@ -30,7 +30,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from everclip.methods.shared.discriminant import regular, strength, within_covariance
+from everclip.methods.shared.closed_form import regular
+from everclip.methods.shared.discriminant import strength, within_covariance
 from everclip.methods.shared.statistics import Cells, Statistics
 
 WIDEST = 4096

@@ -19,11 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-from everclip.methods.shared.closed_form import within_class
+from everclip.methods.shared.closed_form import oas, shrunk, within_class
 
 
 def _none() -> Tensor:
     return torch.zeros(0, dtype=torch.int64)
+
+
+def _to_diagonal(covariance: Float64[Tensor, "m m"], count: int) -> Float64[Tensor, "m m"]:
+    """Return a covariance, estimated from ``count`` images, with its correlations shrunk to 0."""
+    spread = covariance.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+    correlations = covariance / spread[:, None] / spread
+    return shrunk(correlations, oas(correlations, count), 1.0) * spread[:, None] * spread
 
 
 def _first(ids: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
@@ -155,27 +162,34 @@ class Sums:
         """Leave out the images of other sums; the result does not keep ids."""
         return Sums(self.gram - part.gram, self.sums - part.sums, self.counts - part.counts)
 
-    def without_class(self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Sums:
+    def without_class(
+        self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
+    ) -> Sums:
         """Take out a class whose images are not all at hand: G is made anew from what is left.
 
-            G = sum_k Q_k Q_k' / n_k + S,    S: scatter of exemplars around their class means, scaled to all images
+            G = sum_i x_i x_i' + sum_k R_k R_k' / r_k + (r - c) V
 
+        with the known images i, and the sums R_k and numbers r_k of the r other images of c classes; V is the variance
+        within classes of the known images, shrunk to its diagonal, as these are often fewer than the features.
         Nothing of the class goes into the result.
 
         Args:
-            known, labels: features of exemplars of the other classes, and their labels before the removal.
+            known, labels, ids: features of images of the other classes, and their labels before the removal.
         """
         keep = torch.arange(len(self.counts)) != label
-        sums, counts = self.sums[keep], self.counts[keep]
-        gram = (sums[counts > 0] / counts[counts > 0, None]).T @ sums[counts > 0]
-        own = Sums.empty(len(self.counts), len(self.gram))
-        own = own.plus(known, labels, torch.arange(len(labels)))
-        free = len(labels) - int(own.learned.sum())
-        if free > 0:
-            gram = gram + own.scatter * (max(0, int(counts.sum()) - int((counts > 0).sum())) / free)
         there = self.labels != label
-        moved = self.labels[there] - (self.labels[there] > label).long()
-        return Sums(gram, sums, counts, self.ids[there], moved)
+        left, moved = self.ids[there], self.labels[there] - (self.labels[there] > label).long()
+        labels = labels - (labels > label).long()
+        empty, inside = Sums.empty(int(keep.sum()), self.width), torch.isin(ids, left)
+        every = empty.plus(known, labels, ids)
+        part = empty.plus(known[inside], labels[inside], ids[inside])
+        whole = Sums(part.gram, self.sums[keep], self.counts[keep], left, moved)
+        rest = whole.without(part)
+        more, free = (max(0, int(one.counts.sum() - one.learned.sum())) for one in (rest, every))
+        gram = part.gram + rest.means.T @ rest.sums
+        if more and free:
+            gram = gram + more * _to_diagonal(every.scatter / free, free)
+        return replace(whole, gram=gram)
 
     def dropped(self, label: int) -> Sums:
         """Leave out the row of a class whose images have been taken out already."""
