@@ -18,7 +18,9 @@ from everclip.cli.app import main
 from everclip.errors import UserError
 from everclip.runs.card import identity
 from everclip.serving import current as module
+from everclip.serving.answering import Answering, Ask
 from everclip.serving.current import Current, Source
+from everclip.serving.limits import Limits, Refused
 from everclip.updating.versions import rollback
 from tests.serving.client import Client
 from tests.serving.conftest import Serving
@@ -154,6 +156,33 @@ def test_what_was_asked_for_is_tried_until_it_succeeds(
     assert (current.error, current.switches) == ("", 1)
     current.look()
     assert current.switches == 1
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.05)
+    link("v1", here / "current")
+    with open("/dev/full", "wb", buffering=0) as full:
+
+        def say(line: str) -> None:
+            full.write(line.encode())
+
+        current = Current(Source(str(here / "current"), None, str(here / "vectors")), say)
+        (here / "vectors" / "000000.json").unlink()
+        asks = [Ask("search", "red"), Ask("embed", "red")]
+        failed, answered = Answering(current, Limits().pixels, say)(asks)
+        assert isinstance(failed, Refused)
+        assert failed.status == 500
+        assert not isinstance(answered, Refused)
+        current.start()
+        try:
+            for to, served in (("v2", "v2"), ("nowhere", "v2"), ("v1", "v1")):
+                link(to, here / "current")
+                limit = time.monotonic() + 30
+                while (current.now.name, bool(current.error)) != (served, to != served):
+                    assert time.monotonic() < limit
+                    time.sleep(0.02)
+        finally:
+            current.stop()
 
 
 def test_embeddings_of_another_encoder(here: Path, lines: list[str], tmp_path: Path) -> None:

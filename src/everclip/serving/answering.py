@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,7 +94,8 @@ class Answering:
             found = self._ways[kind](served, asks)
         except Exception as error:  # a broken shard, no memory, our own bug: the next batch may be fine
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
-            self._say(f"{len(asks)} requests of /{kind} failed: {printable(words)}")
+            with suppress(Exception):  # a log that cannot be written costs no other answer of the batch
+                self._say(f"{len(asks)} requests of /{kind} failed: {printable(words)}")
             failed = Refused(500, f"/{kind} failed ({type(error).__name__}): see the server's log")
             return [failed] * len(asks)
         return [one if isinstance(one, Refused) else one | served.label for one in found]

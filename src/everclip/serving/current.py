@@ -11,6 +11,7 @@ import io
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ class Current:
 
     def _follow(self) -> None:
         while not self._end.wait(EVERY):
-            self.look()
+            with suppress(Exception):  # a line that cannot be written: nothing ends following the folder
+                self.look()
 
     def look(self) -> None:
         """Switch to the version that the folder holds, if it is another one or ``ask`` was called."""
@@ -266,6 +268,6 @@ class Current:
         """Note why the version in use stays."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         words = without_folders(reason, *self._source.paths)
-        if words != self.error:
+        known, self.error, self._failed = self.error, words, (found, time.monotonic() + AGAIN)
+        if words != known:
             self._say(f"{self.now.words} stays in use: {printable(' '.join(reason.split()))}")
-        self.error, self._failed = words, (found, time.monotonic() + AGAIN)
