@@ -232,6 +232,21 @@ def test_a_stale_index_can_be_rebuilt(world: Path, tmp_path: Path, say: Say) -> 
     assert len(read(tmp_path / "other.v2")) == 60
 
 
+def test_a_picture_that_has_moved_is_missed_before_anything_is_trained(
+    world: Path, tmp_path: Path, say: Say
+) -> None:
+    photos = tmp_path / "photos"
+    coloured(photos, WARM, 3, 5)
+    assert say("embed", world / "v1", photos, "-o", tmp_path / "vectors")[0] == 0
+    (photos / "red" / "1.png").rename(photos / "red" / "moved.png")
+    (photos / "yellow" / "0.png").unlink()
+    rebuild = ("--index", "rebuild", "--vectors", tmp_path / "vectors")
+    code, out, err = say(*words(world, tmp_path / "v2", *rebuild))
+    assert (code, out, _besides(err)) == (2, "", 1)
+    assert f"{photos / 'red' / '1.png'} is no longer where it was embedded from (2 of 6 pictures of" in err
+    assert not (tmp_path / "v2").exists()
+
+
 def test_a_refused_update_rebuilds_nothing(
     world: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:

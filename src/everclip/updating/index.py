@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -272,7 +272,7 @@ def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
     """Return what to embed again for a version, if asked for.
 
     Raises:
-        UserError: the content no longer exists, or the new folder's place is taken.
+        UserError: some of the content no longer exists, or the new folder's place is taken.
     """
     if what is None or what.mode != REBUILD or what.vectors is None:
         return None
@@ -285,4 +285,16 @@ def to_rebuild(what: Asked | None, version: int) -> Rebuild | None:
         work = embed.Work(tuple(sources), [*dict.fromkeys(ids)], None)
     else:
         work = embed.Work.of(kind, sources, written=False)
+        _check_there(what.vectors, (name for one in listed for name in one.ids), work)
     return Rebuild(what.vectors, work, out)
+
+
+def _check_there(vectors: Vectors, ids: Iterable[str], work: embed.Work) -> None:
+    """Raise UserError where embedded pictures are no longer among those of the same sources."""
+    there = set(work.ids)
+    gone = [name for name in ids if name not in there]
+    if gone:
+        raise UserError(
+            f"{gone[0]} is no longer where it was embedded from ({len(gone):,} of {len(vectors):,} pictures of"
+            f" {vectors.path} are not): put them back, or leave --index out and embed anew with everclip embed"
+        )
