@@ -6,6 +6,7 @@ import importlib.machinery
 import json
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -578,16 +579,28 @@ def test_threads_wait_for_each_other(tmp_path: Path) -> None:
     assert learner._state.sums.counts.sum() == 24 + 4 * 24
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_and_its_original_wait_for_each_other(
+    learner: everclip.Learner, copied: Callable[[everclip.Learner], everclip.Learner]
+) -> None:
+    learner.learn(*pictures(["red", "blue"]))
+    images, _ = pictures(["red", "blue"], 5000)
+    wanted = learner.predict_proba(images)
+    both = [learner, copied(learner)] * 8
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(lambda one: one.predict_proba(images), both):
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_a_copy_learns_alone() -> None:
     learner = everclip.Learner("features:8", progress=False)
     found, labels = rows(["a", "b"])
     learner.partial_fit(features=found, labels=labels)
-    assert copy.copy(learner)._lock is learner._lock  # they have the same towers
-    assert copy.deepcopy(learner)._lock is not learner._lock
     for other in (copy.copy(learner), copy.deepcopy(learner)):
         more, names = rows(["c"])
         other.partial_fit(features=more, labels=names)
         assert other.classes == ["a", "b", "c"]
+        assert other._lock is learner._lock  # they have the same towers
     assert learner.classes == ["a", "b"]
 
 

@@ -96,15 +96,17 @@ class Learner:
         self._lock = RLock()  # answers take it too: they and learning hook the layers of the same towers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}  # a lock can be neither deep-copied nor pickled
+        return {**vars(self), "_lock": None}  # a lock cannot be pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=RLock())
 
-    def __copy__(self) -> Learner:
+    def __copy__(self, memo: object = None) -> Learner:
         made = object.__new__(type(self))
         vars(made).update(vars(self))  # the lock too, as both share the same towers
         return made
+
+    __deepcopy__ = __copy__  # a state never changes in place, and closures would share the towers anyway
 
     @property
     def classes(self) -> list[str]:
@@ -292,8 +294,7 @@ class Learner:
         with unchanged(), Progress(quiet=not self._progress) as progress:
             outcome = update(self._state, new, held, options, progress)
         if outcome.passed:
-            self._saved = (self._on_disk, outcome)
-            self._state = outcome.state
+            self._saved, self._state = (self._on_disk, outcome), outcome.state
         return outcome.verdict
 
     def _catch_up(self) -> None:
