@@ -665,6 +665,19 @@ def test_a_run_on_features_is_learned_on(tmp_path: Path) -> None:
         assert np.mean(np.array(learner.predict(features=held)) == truth) > 0.9
 
 
+def test_a_saved_version_of_a_run_on_features_learns_a_class_without_a_text(tmp_path: Path) -> None:
+    found, labels = rows(["a", "b"])
+    text = np.stack([rows([name], 5, 30)[0].mean(0) for name in "ab"])
+    np.savez(tmp_path / "f.npz", features=found, labels=labels, classnames=list("ab"), text_features=text)
+    words = (f"data=features:{tmp_path / 'f.npz'}", "method=zero_shot", "scenario.tasks=1")
+    assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
+    learner = everclip.Learner(str(tmp_path / "run"), method="nothing", progress=False)
+    learner.learn(features=found, labels=labels).save(tmp_path / "v1")
+    learner = everclip.Learner.load(tmp_path / "v1", progress=False)
+    more, names = rows(["c"])
+    assert learner.learn(features=more, labels=names).classes == ["a", "b", "c"]
+
+
 def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_path: Path) -> None:
     of_rows = everclip.Learner("features:8", progress=False)
     images, names = pictures(["red", "black"])
