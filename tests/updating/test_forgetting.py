@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import everclip
 from everclip import data
 from everclip.cli.app import main
 from everclip.data.images import content_id
@@ -260,6 +261,23 @@ def test_the_text_tower_knows_a_class_without_an_image(toy: str, tmp_path: Path)
     after = forget(state, [], [str(tmp_path / "warm" / "red")]).state
     assert after.known.names == state.known.names
     assert after.sums.counts.tolist() == [0, 6]
+
+
+@pytest.mark.parametrize("command", [["forget", "--class", "b"], ["classes", "remove", "b"]])
+def test_a_version_on_features_that_keeps_no_image_works_on_without_a_class(
+    command: list[str], tmp_path: Path
+) -> None:
+    labels = [name for name in "abc" for _ in range(12)]
+    rows = (
+        np.random.default_rng(0).normal(size=(36, 8)) + 4 * np.eye(8)[["abc".index(name) for name in labels]]
+    )
+    learner = everclip.Learner("features:8", exemplars=0, progress=False)
+    learner.learn(features=rows, labels=labels).save(tmp_path / "v1")
+    name, *more = command
+    assert main([name, str(tmp_path / "v1"), *more, "-o", str(tmp_path / "v2")]) == 0
+    left = everclip.Learner.load(tmp_path / "v2", progress=False)
+    assert np.mean(np.array(left.predict(features=rows[:12])) == "a") > 0.9
+    assert left.learn(features=rows[12:24], labels=["d"] * 12).classes == ["a", "c", "d"]
 
 
 def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> None:

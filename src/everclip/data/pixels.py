@@ -72,7 +72,7 @@ def most_pixels(width: int, height: int, size: int) -> int:
 
 class Pixels:
     """Load rows of a store as uint8 tensors, through the model's own resize and crop; features as they are. Raises
-    UserError where the model takes the other kind.
+    UserError where the model takes the other kind; a store without rows is of either.
 
     Args:
         store: the encoded images, or features.
@@ -92,7 +92,7 @@ class Pixels:
         cache_bytes: int = 2 << 30,
         workers: int = 2,
     ) -> None:
-        if (store.width is None) != (size > 0):
+        if len(store.keys) and (store.width is None) != (size > 0):
             takes, given = ("images", "features") if size else ("features", "images")
             raise UserError(f"the model takes {takes} and the data are {given}: give data of {takes}")
         self.store = store
