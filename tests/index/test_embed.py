@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from everclip.index.encoder import fingerprint, open_encoder
 from everclip.index.folder import TEXT, Listed, Table, Vectors, append, create, read
 from everclip.models import zoo
 from everclip.system.reading import JSON_BYTES, MOST_PARTS
+from everclip.updating.index import beside
 from tests.cli.conftest import Say
 from tests.learned import coloured, learned
 from tests.running import files_up_to
@@ -156,6 +158,21 @@ def test_more_pictures_are_added(toy: str, pictures: Path, tmp_path: Path, say: 
     there = read(tmp_path / "v")
     given = [there.listed(shard).sources for shard in there.shards]
     assert given == [[str(pictures / "deep")]] * 2 + [[more, str(pictures / "00.png")]] * 2
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("inside", "name"), [("v", "."), ("v/deeper", "..")])
+def test_the_folder_may_be_the_current_one(
+    toy: str, pictures: Path, tmp_path: Path, say: Say, inside: str, name: str
+) -> None:
+    assert say("embed", toy, pictures / "deep", "-o", tmp_path / "v")[0] == 0
+    before = len(read(tmp_path / "v"))
+    (tmp_path / inside).mkdir(exist_ok=True)
+    with chdir(tmp_path / inside):
+        assert say("embed", toy, pictures, "-o", name)[0] == 0
+        assert beside(read(Path(name)), 2) == tmp_path.resolve() / "v.v2"
+    assert len(read(tmp_path / "v", whole=True)) > before
+    assert {path.name for path in tmp_path.iterdir()} - {pictures.name} == {"v"}
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from everclip.errors import UserError
 from everclip.system import checkpoint, kinds
-from everclip.system.outputs import check_new
+from everclip.system.outputs import check_new, named
 from everclip.system.reading import JSON_BYTES, MOST_PARTS, parse_json, read_bytes, read_json, readable
 from everclip.system.text import check
 
@@ -168,7 +168,7 @@ class Vectors:
 
 def writable(out: str) -> Path:
     """Return the path of a folder of embeddings, new, empty or begun. Raises UserError for any other."""
-    path = Path(out).expanduser()
+    path = named(Path(out).expanduser())
     return path if is_vectors(path) else check_new(out)
 
 

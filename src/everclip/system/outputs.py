@@ -37,6 +37,11 @@ def _own(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
+def named(path: Path) -> Path:
+    """Return the path of a folder with a name that others beside it can have: "." and ".." are resolved."""
+    return path if path.name.strip(".") else path.resolve()
+
+
 def check_new(out: str | os.PathLike[str]) -> Path:
     """Return the path of a folder to write; a link to an empty folder is followed.
 

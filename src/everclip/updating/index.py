@@ -31,7 +31,7 @@ from everclip.index.search import nearest
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
 from everclip.system.atomic import claimed
-from everclip.system.outputs import check_new
+from everclip.system.outputs import check_new, named
 from everclip.system.progress import Progress
 from everclip.training.estimate import duration
 from everclip.updating.candidates import TRAINED, Candidate
@@ -239,7 +239,8 @@ def words(told: dict[str, Any], spec: str) -> str:
 
 def beside(vectors: Vectors, version: int) -> Path:
     """Return the folder to rebuild embeddings in."""
-    return vectors.path.with_name(f"{vectors.path.name}.v{version}")
+    path = named(vectors.path)
+    return path.with_name(f"{path.name}.v{version}")
 
 
 @dataclass(frozen=True, eq=False)
