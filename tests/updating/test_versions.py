@@ -202,6 +202,23 @@ def test_a_calibrated_version_stays_the_version_that_it_was(
     assert "calibration.json is damaged" in said(capsys, 2, "predict", versions / "v2", versions / "held")
 
 
+def test_a_rollback_to_a_folder_without_a_manifest_has_its_temperature(
+    versions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = versions / "x"
+    assert main(["export", str(versions / "v2"), "-o", str(model)]) == 0
+    (model / checkpoint.MANIFEST).unlink()  # as an earlier release exported it
+    said(capsys, 0, "predict", model, "--calibrate", coloured(versions / "held", WARM | COLD, 8, 4))
+    before, fitted = _files(model), open_model(str(model))
+    assert fitted.calibration is not None
+    state = begin(str(model))
+    written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    rollback(versions / "v3")
+    found = open_model(str(versions / "v3"))
+    assert (found.calibration, found.unknown) == (fitted.calibration, fitted.unknown)
+    assert _files(model) == before
+
+
 def test_an_undone_version_takes_no_name_of_the_users(
     versions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

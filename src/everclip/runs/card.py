@@ -181,13 +181,26 @@ def read_calibration(folder: Path, of: Mapping[str, Any]) -> Fitted:
 
 
 def write_calibration(
-    folder: Path, of: Mapping[str, Any], calibration: Calibration, unknown: HeldOut
+    folder: Path, of: Mapping[str, Any], calibration: Calibration, unknown: HeldOut | None
 ) -> Path:
     """Write calibration.json, whole or not at all, beside the files of a manifest. Raises OSError."""
-    content = {**of, "calibration": calibration.model_dump(), "unknown": unknown.model_dump()}
+    content = {**of, "calibration": calibration.model_dump()}
+    if unknown is not None:
+        content["unknown"] = unknown.model_dump()
     content["sha256"] = _hash(content)
     write_atomic(folder / CALIBRATION_FILE, json.dumps(content, indent=2) + "\n")
     return folder / CALIBRATION_FILE
+
+
+def carry_calibration(folder: Path, copy: Path) -> None:
+    """Have the calibration.json of a copied model folder name the copy, whose manifest gives it another identity.
+
+    Raises UserError where it is damaged, and OSError.
+    """
+    if (copy / CALIBRATION_FILE).is_file():
+        kept = read_calibration(folder, {"model": identity(folder)})
+        if kept.calibration is not None:
+            write_calibration(copy, {"model": identity(copy)}, kept.calibration, kept.unknown)
 
 
 def _hash(content: Mapping[str, Any]) -> str:

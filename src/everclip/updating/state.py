@@ -39,7 +39,7 @@ from everclip.inference.model import Deployed, open_model, save
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
 from everclip.models.savable import savable
-from everclip.runs.card import CardTask
+from everclip.runs import card as cards
 from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST, UNSIGNED
@@ -172,7 +172,7 @@ def read(folder: Path) -> State:
         )
         exemplars, checks = read_images(folder, clip)
         sums = Sums.load(folder / SUMS)
-        tasks = tuple(CardTask.model_validate(task) for task in record["tasks"])
+        tasks = tuple(cards.CardTask.model_validate(task) for task in record["tasks"])
         known = Known(model.names, tasks, prompts_of(model), record["base"])
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
@@ -280,6 +280,8 @@ def _keep(before: Path, where: Path) -> None:
 
     where.mkdir()
     checkpoint.fill(where, put)
+    if not (before / MANIFEST).is_file():
+        cards.carry_calibration(before, where)
 
 
 def _write_images(state: State, where: Path) -> None:
