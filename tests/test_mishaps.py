@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,23 @@ def test_skipped_images_survive_a_resume(tmp_path: Path, folder: Path, tokens: l
         "skipped train/red/0.png: no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"
         in (tmp_path / "run/run.log").read_text()
     )
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_class_whose_test_images_go_or_come_after_it_was_learned(
+    tmp_path: Path, folder: Path, tokens: list[str], gone: bool
+) -> None:
+    out, red, aside = tmp_path / "run", folder / "test" / "red", tmp_path / "aside"
+    words = ["method=ncm", 'scenario.order=["red", "green", "blue", "yellow", "black", "white"]']
+    if not gone:
+        shutil.move(red, aside)
+    run(out, *tokens, *words)
+    unfinished(out)
+    shutil.move(*((red, aside) if gone else (aside, red)))
+    assert main(["resume", str(out), "--changed-data"]) == 0
+    row = json.loads((out / "results.json").read_text())["per_class"][0]
+    assert row["class"] == "red"
+    assert (row["last"] is None) == (row["after_learning"] is None) == gone
 
 
 @pytest.mark.parametrize("name", [".lock", ".holder", ".config.toml.everclip-0123abcd"])

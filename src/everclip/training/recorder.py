@@ -268,6 +268,8 @@ class Recorder:
     def _per_class(self, plan: Plan) -> list[dict[str, Any]]:
         assert self.scores is not None
         last = self.last_per_class()
+        # since a class was learned its test images may have gone, or come: it has both accuracies or none
+        learned = last | self._after_learning
         first = {label: task.index for task in reversed(self.tasks) for label in task.classes}
         return [
             {
@@ -275,7 +277,7 @@ class Recorder:
                 "task": first[label],
                 "n": int((self.scores.truth == label).sum()),
                 "zero_shot": self.zero_shot["per_class"].get(str(label)),
-                "after_learning": self._after_learning.get(label),
+                "after_learning": learned[label] if label in last else None,
                 "last": last.get(label),
             }
             for label in seen(self.tasks)
