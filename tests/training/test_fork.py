@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from everclip.cli.app import main
-from everclip.errors import UserError
+from everclip.errors import RunError, UserError
 from everclip.report.build import build
 from everclip.runs.run import Run
 from everclip.training import fork as forking
@@ -105,6 +105,23 @@ def test_checkpoints_that_are_gone_damaged_or_ambiguous(tmp_path: Path, words: l
     shutil.copytree(base / "s0", base / "s0-again")
     with pytest.raises(UserError, match=r"2 runs fit, such as .*s0 and .*s0-again: name one of them"):
         forking.source(config)
+
+
+def test_a_fork_whose_checkpoints_are_all_damaged_never_starts_again(
+    tmp_path: Path, words: list[str], base: Path
+) -> None:
+    out = tmp_path / "fork"
+    assert run_for(out, 3, *words, f"fork={base}@1") is None
+    for state in (out / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"x")
+    steps = (out / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"no checkpoint in .* can be used: remove that folder"):
+            run(out, *words, f"fork={base}@1")
+        assert (out / "metrics.jsonl").read_bytes() == steps
+        assert [*(out / "checkpoints").glob("*.damaged")]
+    shutil.rmtree(out / "checkpoints")
+    assert run(out, *words, f"fork={base}@1")["forked_from"]
 
 
 @pytest.mark.slow

@@ -84,6 +84,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     plan = Plan.of(config)
     check(plan)
     if config.fork is not None and run.writes and not run.store.places():
+        run.store.newest()  # raises where all were damaged: forking again would overwrite what is left
         fork.begin(run, plan)
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
