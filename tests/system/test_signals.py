@@ -104,6 +104,22 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_handler_that_python_cannot_restore_stays() -> None:
+    """Faulthandler's, set before Python looks at handlers, as a program that embeds Python may set others."""
+    code = """
+import signal
+from everclip.system.signals import handling
+assert signal.getsignal(signal.SIGSEGV) is None
+with handling({signal.SIGSEGV: print, signal.SIGTERM: print}):
+    assert signal.getsignal(signal.SIGTERM) is print
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+assert signal.getsignal(signal.SIGSEGV) is None
+"""
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_another_thread_listens_to_nothing() -> None:
     heard: list[object] = []
 

@@ -41,11 +41,16 @@ class Stopped(BaseException):
 
 @contextmanager
 def handling(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
-    """Use these handlers in this block; outside of the main thread, where Python allows no handlers, change nothing."""
+    """Use these handlers in this block, but leave a signal alone whose handler was not set in Python, which could not
+    restore it; outside of the main thread, where Python allows no handlers, change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not None
+    }
     try:
         yield
     finally:
