@@ -8,6 +8,7 @@ import pytest
 
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
+from everclip.errors import RunError
 from everclip.models import zoo
 from everclip.system.progress import Progress
 from everclip.training.context import Context
@@ -54,3 +55,18 @@ def test_a_memory_that_ranks_leaves_out_what_training_did_not_read(tmp_path: Pat
     assert sorted(results["skipped_images"]) == ["train/green/3.png", "train/red/0.png", "train/red/1.png"]
     (stage,) = (line for line in logged(tmp_path / "run") if line["event"] == "stage")
     assert stage["memory"]["count"] == 5
+
+
+@pytest.mark.parametrize("method", ["finetune", "cmoa"])
+def test_a_task_without_a_readable_image_is_not_trained_on_exemplars(
+    tmp_path: Path, toy: str, method: str
+) -> None:
+    root = image_folder(tmp_path / "photos", {"train": 3, "test": 1}, classes=4)
+    for path in (*(root / "train" / "blue").iterdir(), *(root / "train" / "yellow").iterdir()):
+        path.write_bytes(b"no picture")
+    words = (f"data=imagefolder:{root}", f"model={toy}", f"method={method}", "scenario.tasks=2")
+    with pytest.raises(RunError, match="not one training image of task 2 can be read"):
+        run(tmp_path / "run", *words, 'scenario.order=["red", "green", "blue", "yellow"]')
+    steps = [line["stage"] for line in logged(tmp_path / "run") if line["event"] == "step"]
+    assert steps
+    assert {*steps} == {0}

@@ -32,6 +32,8 @@ def learn(context: Context, task: Task) -> None:
     if collectives.size() > 1:  # preparing may have taken minutes longer here, and found an image broken
         loader.agree()
     new, old = loader.pixels.readable(task.train), memory.images()
+    if not len(new):
+        raise unreadable(task)
     images, current = new + old, np.arange(len(new) + len(old)) < len(new)
     grow(context.plan, clip, task)
     tuning = tuning_of(config.tune, config.tuning.options)
