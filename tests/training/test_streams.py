@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from everclip.runs.resolve import resolve
 from everclip.runs.schema import read
 from everclip.training import testing
 from everclip.training.plan import Plan
-from tests.pictures import image_folder
+from tests.data.lists import listed
+from tests.pictures import image_folder, picture
 from tests.running import configured, run
 
 
@@ -179,6 +181,31 @@ def test_what_has_no_meaning_is_refused(toy: str, photos: str, words: list[str],
     with pytest.raises(UserError) as error:
         Plan.of(resolve(load_config([f"data={photos}", f"model={toy}", *words, *tasks])))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "most"),
+    [
+        ("data-incremental", "path,label,split", 1800),
+        ("cross-domain", "path,label,split,domain", 1000),
+        ("data-incremental", "path,caption,split", 400),
+    ],
+)
+def test_results_of_more_tasks_could_not_be_read(
+    toy: str, tmp_path: Path, kind: str, header: str, most: int
+) -> None:
+    picture((90, 40, 40), 0).save(tmp_path / "0.png")
+    for number in range(1, most + 2):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    classes = most + 1 if kind == "cross-domain" else 2
+    rows = [
+        (f"{n}.png", f"word {n % classes}", "train" if n else "test", f"set {n % classes}")
+        for n in range(most + 2)
+    ]
+    path = listed(tmp_path / "list.csv", header, [row[: header.count(",") + 1] for row in rows])
+    words = [f"data=csv:{path}", f"model={toy}", f"scenario.kind={kind}", f"scenario.tasks={most + 1}"]
+    with pytest.raises(UserError, match=f"than can be read again: use at most {most:,}, such as"):
+        Plan.of(configured(*words, "method=gdro"))
 
 
 def test_joint_training_has_no_tasks_to_come(tokens: list[str]) -> None:

@@ -29,8 +29,11 @@ from everclip.training.estimate import Sizes
 
 log = logging.getLogger("everclip")
 
-MOST_TASKS = 2000
-"""Tasks of a run: the matrix of accuracies grows with their square, and 64 MiB of results are read."""
+# 64 MiB of results are read. Of T tasks they have T² / 2 accuracies of 26 bytes and as many nulls of 12, which is
+# 59 MiB. Where tasks to come are tested, T² accuracies of 28 bytes are added: 45 MiB in all. With captions,
+# T² / 2 recalls of 540 bytes are added: 44 MiB in all.
+MOST_TASKS, MOST_DOMAINS, MOST_CAPTIONED = 1800, 1000, 400
+"""Tasks of a run, of one that tests tasks to come, and of one with captions."""
 SMOKE_TASKS, SMOKE_IMAGES, SMOKE_STEPS = 2, 32, 2
 """A trial run: number of tasks, of images of each part of a task, and of steps per phase."""
 
@@ -183,10 +186,12 @@ def _check(plan: Plan) -> None:
         lacking = methods.unpaired(config, plan.method)
     if lacking:
         raise UserError(lacking)
-    if len(tasks) > MOST_TASKS:
+    most = MOST_DOMAINS if plan.scenario.task_id else MOST_TASKS
+    most = MOST_CAPTIONED if plan.data.captioned else most
+    if len(tasks) > most:
         raise UserError(
-            f"{len(tasks):,} tasks give more results than can be read again: use at most {MOST_TASKS:,}, such as by a"
-            " larger scenario.every"
+            f"{len(tasks):,} tasks give more results than can be read again: use at most {most:,}, such as by a"
+            " smaller scenario.tasks or a larger scenario.every"
         )
     classes, budget = seen(tasks), plan.budget()
     if config.memory.per_class is None and budget != "all" and 0 < budget < len(classes):
