@@ -185,6 +185,39 @@ def test_torchrun_goes_on_after_each_process_was_killed(tmp_path: Path, toy: str
     same(alone, results, tmp_path / "one", out, keys=10)
 
 
+SLOW = """
+import time
+from everclip.trackers import Tracker
+
+class Slow(Tracker):
+    def log(self, event, fields):
+        pass
+
+    def close(self):
+        time.sleep(5)
+        (self.path / "closed").touch()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_torchrun_lets_the_first_process_close_its_run(
+    tmp_path: Path, toy: str, photos: str, number: signal.Signals
+) -> None:
+    """It sends SIGTERM to it as soon as the other one has ended, stopped or killed."""
+    out, tracker = tmp_path / "run", tmp_path / "slow.py"
+    tracker.write_text(SLOW)
+    longer = [word.replace("epochs=20", "epochs=2000") for word in words(toy, photos, f"out={out}")]
+    with torchrun(tokens=[*longer, f'trackers=["{tracker}"]']) as launcher:
+        wait_for(out / "metrics.jsonl", 8)
+        os.kill(workers(launcher.pid)[1], number)
+        _, text = launcher.communicate(timeout=100)
+    assert (out / "closed").exists(), text
+    assert not (out / ".holder").exists()
+    said = [line for line in errors([text]) if not line.startswith("Traceback")]  # which is torchrun's own
+    assert len(said) == 1, text
+
+
 @pytest.mark.slow
 def test_torchrun_asks_for_a_directory(toy: str, photos: str) -> None:
     with torchrun("--max-restarts=1", tokens=words(toy, photos)) as launcher:

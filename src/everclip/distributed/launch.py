@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -105,6 +106,19 @@ def _fresh(store: Any, number: int, count: int) -> Any:
             raise RuntimeError("not all processes have started")
         time.sleep(0.02)
     return PrefixStore(word, store)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ignore SIGTERM for the rest of the process once something ends this block early, so that its run is closed.
+
+    torchrun sends it as soon as another process of the run has ended, and kills what is still there after 30 s.
+    """
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
 
 
 @contextmanager

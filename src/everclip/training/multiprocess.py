@@ -27,7 +27,7 @@ def shared(config: Config, make: Callable[[], Run]) -> Iterator[Run]:
     if collectives.rank() > 0:
         yield Follower(Path(collectives.from_first(None)), config)
         return
-    with make() as run:
+    with make() as run, launch.ending():
         collectives.from_first(str(run.path))
         yield run
 
