@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -439,8 +440,55 @@ def test_without_exemplars_a_method_runs_or_says_that_it_needs_them(
 def test_a_wrapped_method_needs_exemplars_as_well(toy: str, photos: str) -> None:
     tokens = [f"data={photos}", f"model={toy}", "memory.budget=0"]
     with pytest.raises(UserError, match=r"^wise_ft needs exemplars: set memory.budget to 1 or more$"):
-        Plan.of(configured(*tokens, "method=wise_ft", "method.loss=icarl"))
+        Plan.of(configured(*tokens, "method=wise_ft", "method.anchor=mean", "method.loss=icarl"))
     assert Plan.of(configured(*tokens, "method=joint", "method.loss=icarl")).budget() == 0
+
+
+ANCHORS = ("zero_shot", "previous", "mean")
+FITTED = ["icarl", "co2l", "cassle", "cclis", "der_expand", "memo"]
+"""Methods that fit their classifier to towers that have trained."""
+AVERAGED = [name for name in TRAINED if name not in ("joint", "wise_ft", "zscl", *FITTED)]
+"""Methods whose predictions can come from another average: all but these, and one that itself averages."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "allowed"),
+    [
+        *((name, ANCHORS[1:]) for name in FITTED),
+        *((f"{name} method.options.probe_epochs=2", ()) for name in ("co2l", "cassle", "cclis")),
+        ("der_expand method.options.retrain_penalty=none", ()),
+        ("ncm method.options.adapt=clip", ANCHORS[1:]),
+        ("multilayer_lda method.options.adapt=gcl", ANCHORS[1:]),
+        ("icarl method.options.classifier=head", ANCHORS),
+        ("cclis method.options.prototypes=text", ANCHORS),
+        ("memo method.options.balance=align", ANCHORS),
+        ("ncm", ANCHORS),
+    ],
+)
+def test_an_average_is_refused_to_what_was_fitted_to_other_weights(
+    loss: str, allowed: tuple[str, ...]
+) -> None:
+    said = r'^method\.loss="\w+" with these options fits what it predicts with .*: use .*method\.'
+    for anchor in ANCHORS:
+        tokens = ["method=wise_ft", f"method.anchor={anchor}", *f"method.loss={loss}".split()]
+        with nullcontext() if anchor in allowed else pytest.raises(UserError, match=said):
+            methods.method_of(configured(*tokens))
+
+
+@pytest.mark.parametrize("name", slow_after(6, AVERAGED))
+def test_predictions_from_an_average_ask_for_nothing_fitted(name: str, toy: str, photos: str) -> None:
+    """The classifier is the same, whether a task has ended with the average or with the learned weights."""
+    course = Course.of(f"data={photos}", f"model={toy}", "method=wise_ft", f"method.loss={name}")
+    task, method = course.enter(0), course.method
+    for phase in course.learner.phases(task):
+        course.phase(task, phase)
+    on, average, inner, found = course.sample(task), method._mixed(course.clip), method.inner, []
+    for weights in (course.clip, average):
+        method.inner = copy.deepcopy(inner)
+        method.inner.end_task(weights, task, [on], [on])
+        with torch.no_grad():
+            found.append(method.inner.classifier(average, tuple(task.classes))(course.images()))
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -234,7 +234,7 @@ def test_the_learner_is_told_of_the_images_that_train_alone(
 
 
 def test_a_method_around_it_trains_on_no_more_images(clip: Clip) -> None:
-    held, around = images([0] * 20), make("wise_ft", loss=NAME, options={"adapt": "clip"})
+    held, around = images([0] * 20), make("wise_ft", loss=NAME, anchor="mean", options={"adapt": "clip"})
     around.inner.kept[FIRST] = torch.zeros(0, dtype=torch.int64)
     assert around.trains_on(held).sum() == 16
 

@@ -579,7 +579,7 @@ def test_views_that_would_be_none_are_refused(words: list[str]) -> None:
         ("train.epochs=none train.steps=20 memory.budget=0", 4, 5),
         ("method=cassle train.epochs=2 memory.budget=0", 0, 1),
         ("method=cassle train.epochs=3 memory.budget=0", 4, 5),
-        ("method=wise_ft method.loss=cassle train.epochs=3 memory.budget=0", 4, 5),
+        ("method=wise_ft method.loss=cassle method.anchor=mean train.epochs=3 memory.budget=0", 4, 5),
     ],
 )
 def test_fixed_views_are_kept_where_one_is_seen_again(

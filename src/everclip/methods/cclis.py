@@ -71,6 +71,8 @@ class Cclis(Represent):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.probes = config.prototypes == "learned"
+        if not self.probes:
+            self.can(fits="never")
         self.drawn = SampleTable(1)
         self.prototypes = nn.Parameter(torch.zeros(0, 0))
         self._known = 0

@@ -67,7 +67,8 @@ class Icarl(Method):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.can(reads="pixels" if config.flip else "features")
+        means = config.classifier == "nme"
+        self.can(reads="pixels" if config.flip else "features", fits="end" if means else "never")
         self.head = Head()
         self.means: Tensor
         self.register_buffer("means", torch.zeros(0, 0))

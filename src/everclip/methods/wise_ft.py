@@ -8,7 +8,9 @@
 
 The other method is method.loss, its options are method.options.NAME=VALUE. What it adds to the model, such as a linear
 head, is not mixed. A checkpoint's open_clip folder holds the weights that training continues from. zscl, which itself
-averages weights at a task's end, allows anchor=zero_shot only. alpha = 0 and 1 give the end points bit for bit.
+averages weights at a task's end, allows anchor=zero_shot only. Losses that fit what they predict with to the trained
+towers (class means, probes, closed forms with adapt) need anchor=previous or mean, where they do so on theta, at the
+task's end. alpha = 0 and 1 give the end points bit for bit.
 
     Parameters  those of the loss
     State       that of the loss; with anchor=zero_shot a copy of the pretrained model, else one during a task
@@ -69,6 +71,7 @@ class WiseFt(Untrained):
         options = options_of(config.loss, config.options, "method.options.")
         super().__init__(config, prompts)
         self.inner = method_class(config.loss).create(options, prompts)
+        _refuse_misfit(config, self.inner.capabilities.fits)
         self.capabilities, self.passes = self.inner.capabilities, self.inner.passes
         self.pretrained: nn.Module | None = None
         self._before: dict[str, Tensor] = {}
@@ -139,3 +142,18 @@ class WiseFt(Untrained):
     def state_bytes(self) -> int:
         kept = {} if self.pretrained is None else self.pretrained.state_dict()
         return self.inner.state_bytes() + sum(tensor.nbytes for tensor in kept.values())
+
+
+def _refuse_misfit(config: WiseFt.Config, fits: str) -> None:
+    """Refuse a loss whose classifier would meet other features than it was fitted to. Raises UserError."""
+    loss = f'method.loss="{config.loss}" with these options fits what it predicts with'
+    if fits == "phase":
+        raise UserError(
+            f"{loss} in a phase, before the weights are averaged: use options with which it does so at the"
+            " task's end, such as method.options.probe_epochs=none or method.options.retrain_penalty=10"
+        )
+    if fits == "end" and config.anchor == "zero_shot":
+        raise UserError(
+            f'{loss} to the learned weights, but method.anchor="zero_shot" predicts with the average: use'
+            " method.anchor=previous or method.anchor=mean"
+        )

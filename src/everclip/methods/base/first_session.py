@@ -47,7 +47,7 @@ class FirstSession(Untrained):
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         lends = isinstance(config, FirstSessionConfig) and config.adapt != "none"
-        self.can(trains=lends)
+        self.can(trains=lends, fits="end" if lends else "never")
         self.following = False
         # in a tuple, so that it is not a submodule
         self._first: tuple[Method, ...] = ()

@@ -47,6 +47,8 @@ class Capabilities:
         light: whether its loss has a form for a part of the batch (``collectives.Share.light``).
         shards: whether processes can divide the towers' weights among them (``distributed.shard``): within a phase it
             neither reads nor writes them.
+        fits: when it fits what it predicts with to features of trained towers: never, in a phase of its own, or at the
+            task's end. Averaged towers have other features.
     """
 
     trains: bool = True
@@ -62,6 +64,7 @@ class Capabilities:
     shares: bool = True
     light: bool = False
     shards: bool = True
+    fits: Literal["never", "phase", "end"] = "never"
 
 
 class Classifier(nn.Module):

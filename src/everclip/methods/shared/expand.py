@@ -67,6 +67,8 @@ class Expand(Method):
     def __init__(self, config: ExpandConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
+        if config.balance == "retrain":
+            self.can(fits="phase" if config.retrain_penalty is None else "end")
         self.older = nn.ModuleList()
         self.head, self.aux = Head(), Head()
         self._known: list[int] = []

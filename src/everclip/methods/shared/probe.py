@@ -78,6 +78,7 @@ class Probe(Method):
     def __init__(self, config: ProbeConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
+        self.can(fits="end" if config.probe_epochs is None else "phase")
         self.head = Head()
         self.probe_data: Literal["mixed", "new"] = "mixed"
         self._labels: list[int] = []
