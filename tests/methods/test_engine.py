@@ -19,7 +19,7 @@ from everclip.losses.contrastive import clip_loss
 from everclip.methods.shared.described import compared
 from everclip.methods.shared.gaussian import Rule
 from tests.methods.closed import LABELS, QUERY, T, near, on_apples_gpu
-from tests.methods.stages import Course
+from tests.methods.stages import Course, batch
 
 IMAGES = torch.tensor([[1, 0], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
 
@@ -115,6 +115,24 @@ def test_a_file_of_differences(toy: str, photos: str, tmp_path: Path) -> None:
     assert len(features["said"]) == len(on)
     course.leave(task)
     assert course.scores(*range(6)).isfinite().all(0).sum() == 2
+
+
+def test_a_class_without_images_leaves_others_their_differences(
+    toy: str, photos: str, tmp_path: Path
+) -> None:
+    plan = course_of(toy, photos).plan
+    names, file = plan.prompts.names, tmp_path / "words.json"
+    file.write_text(json.dumps({one: {other: [f"the ears of {other}"] for other in names} for one in names}))
+    options = ("method.rule=0", "method.rerank=1", "method.image_weight=0", f"method.descriptions={file}")
+    course = Course.of(f"data={photos}", f"model={toy}", "scenario.tasks=2", "method=engine", *options)
+    first, *others = course.enter(0).classes
+    course.method.end_task(course.clip, course.plan.tasks[0], [batch(others * 2)], [])
+    said = [f"{names[one]} with the ears of {names[other]}" for one, other in (others, others[::-1])]
+    with torch.no_grad():
+        texts = course.clip.encode_text([plan.prompts.templates[0].replace("{}", text) for text in said])
+        expected = course.clip.encode_image(course.images()) @ texts.T
+    assert_close(course.scores(*others), expected)
+    assert course.scores(first).isinf().all()
 
 
 def test_differences_by_hand() -> None:

@@ -133,8 +133,9 @@ class Engine(ClassMeans, Described):
     @torch.no_grad()
     def classifier(self, clip: Clip, labels: tuple[int, ...]) -> nn.Module:
         known = [label for label in self.seen if self.kept["counts"][label] > 0]
-        t = self.words(self.words_seen(clip))[[self.seen.index(label) for label in known]]
-        g, table = Rule(self.kept).scorer(known), self.table(clip) if self.differences else None
+        places = [self.seen.index(label) for label in known]
+        t, g = self.words(self.words_seen(clip))[places], Rule(self.kept).scorer(known)
+        table = self.table(clip)[places][:, places] if self.differences else None
         q = self.config.rule
 
         def score(images: Images) -> Float[Tensor, "b c"]:
