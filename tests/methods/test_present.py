@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -58,6 +60,23 @@ def test_dark_replay_compares_stored_outputs_of_all_classes(toy: str, photos: st
     known = len(course.plan.tasks[0].classes + first.classes)
     distance = (10 * (outputs[:, :known] - held[:1])).square().mean()
     assert_close(terms["dark"], 0.3 * distance)
+
+
+@pytest.mark.parametrize("captions", ["fixed", "random"])
+def test_dark_replay_asks_nothing_of_an_unchanged_model(captions: str, toy: str, photos: str) -> None:
+    """Whichever templates the captions of a step are drawn from; the cross-entropy does draw them."""
+    words = ("scenario.tasks=2", "method=dark_er", f"train.captions={captions}", "templates=imagenet")
+    course = Course.of(f"data={photos}", f"model={toy}", *words)
+    course.leave(course.enter(0))
+    task, method = course.enter(1), course.method
+    old = course.sample(course.plan.tasks[0])
+    terms = []
+    for step in range(2):
+        on = replace(old, current=torch.zeros(len(old), dtype=torch.bool), key=(task.index, 0, 0, step))
+        with torch.no_grad():
+            terms.append(method.loss(method.encode(course.clip, on, Phase()), on, Phase()))
+        assert_close(terms[step]["dark"], torch.zeros(()), atol=1e-9, rtol=0)
+    assert torch.equal(terms[0]["replay"], terms[1]["replay"]) == (captions == "fixed")
 
 
 def test_dark_replay_asks_nothing_of_the_logit_scale(toy: str, photos: str) -> None:

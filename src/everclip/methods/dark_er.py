@@ -3,6 +3,7 @@
     loss = CE(new images) + alpha mean_i mean_k ( m o_k(x_i) - m o*_ik )^2 + beta CE(exemplars)      i: exemplars
     CE over the classes with images now (`classes=seen`: all seen so far)
     o_k  = <z, e_k>, or <z, w_k> + b_k / scale with a linear head; z itself with method.target=feature
+    e_k of the caption "a photo of a {}.", also where the CE draws templates (train.captions=random)
 
 o* are taken from un-augmented exemplars when their task ends and never again, over the classes seen by then: later
 columns are not compared. beta = 0 is DER, above 0 DER++. m = 1 / tau would be the authors' logits; with CLIP's scale of
@@ -12,7 +13,8 @@ They store outputs during training. Not der_expand (Yan et al. 2021), which is a
 
     Parameters  none; a linear head with method.head=linear
     State       for each exemplar a number (fp32) per class seen, or the feature
-    Passes      1 of the image tower; 1 of the text tower for each class seen, none with a linear head
+    Passes      1 of the image tower; 1 of the text tower for each class seen, 2 with train.captions=random, none
+                with a linear head
     Exemplars   exemplars have a loss of their own; without any it is finetune
 
 Paper: https://arxiv.org/abs/2004.07211
@@ -37,6 +39,7 @@ from everclip.methods.base.cost import Passes
 from everclip.methods.base.method import Batch, Clip, Phase, Prompts, Task, to_device
 from everclip.methods.base.sample_table import SampleTable
 from everclip.methods.shared.classify import ClassesConfig, Classify, HeadConfig
+from everclip.methods.shared.distilling import captions
 from everclip.methods.shared.head import columns
 from everclip.methods.shared.represent import feature_width
 
@@ -84,9 +87,18 @@ class DarkEr(Classify):
         for table in self.stored:
             table.drop(ids)
 
+    def encode(self, clip: Clip, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+        features = super().encode(clip, batch, phase)
+        if "classes" in features and self.prompts.captions != "fixed" and self.config.target == "logits":
+            # outputs of two steps can only be compared by the same captions
+            features["plain"] = clip.encode_text(captions(self.prompts.names[k] for k in self._labels))
+        return features
+
     def _outputs(self, features: Mapping[str, Tensor]) -> Float[Tensor, "b k"]:
         if self.config.target == "feature":
             return features["image"]
+        if "plain" in features:
+            features = {**features, "classes": features["plain"]}
         return self.logits(features) / features["scale"]
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
