@@ -155,6 +155,26 @@ def test_class_balanced_weights_go_with_class_balanced_batches(clip: Clip) -> No
     assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["gcl", "gdro"])
+def test_class_balanced_batches_weigh_classes_alike_where_no_group_is_weighed(name: str, clip: Clip) -> None:
+    """Nothing takes back how images were drawn; the option says so."""
+    task, options = task_of([0] * 8 + [1] * 2), {"tau": 0.1, "gamma": 1.0, "sampling": "class_balanced"}
+    method = (
+        gdro(clip, task, dro="none", **options) if name == "gdro" else Gcl(Gcl.Config(**options), PROMPTS)
+    )
+    on, s = batch([0, 0, 1, 1], ids=[0, 1, 8, 9]), cosines(4, 7)
+    _, gradient = step(method, s, on)
+    leaf = s.clone().requires_grad_()
+    losses, among = contrastive.differences(leaf), contrastive.negatives(on.labels, "instance")
+    if name == "gdro":
+        losses = [contrastive.squared_hinge(d, 1.0) for d in losses]
+        among = contrastive.negatives(on.labels, "other_class")
+    per_image = 0.1 * torch.stack([contrastive.log_mean_exp(loss / 0.1, among) for loss in losses]).sum(0)
+    (expected,) = torch.autograd.grad((per_image[:2].mean() + per_image[2:].mean()) / 2, leaf)
+    assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    assert "weighs classes alike" in str(type(method).Config.model_fields["sampling"].description)
+
+
 def test_weights_are_clipped(clip: Clip) -> None:
     task = task_of([0] * 9 + [1])
     gradients = []

@@ -63,7 +63,9 @@ class ContrastiveConfig(MethodConfig):
         description="margin of the squared hinge: a negative this far below the positive costs nothing",
     )
     sampling: Literal["uniform", "class_balanced"] = Field(
-        default="uniform", description="draw images directly, or first classes and then images of each"
+        default="uniform",
+        description="draw images directly, or first classes and then images of each, which weighs classes alike"
+        " in gcl and in gdro with dro=none",
     )
 
 
