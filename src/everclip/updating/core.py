@@ -241,8 +241,7 @@ def _next(
 ) -> tuple[State, dict[str, Any]]:
     """Return the state after the update, and what the verdict says of its probabilities and thresholds."""
     checks = trial.checks
-    rows = None if state.estimated else chosen.rows
-    checked = Checked(chosen.scores, checks.images.labels, rows)
+    checked = Checked.of(state, chosen.scores, checks.images.labels, chosen.rows)
     model, told = fitted(chosen.build(), checked, state.model)
     clips = [one for one in made if one.clip is not None]
     tuned = max(clips, key=lambda one: checks.accuracy(one.scores) or 0.0).clip if clips else state.tuned

@@ -49,13 +49,26 @@ class Checked:
     Args:
         scores: by a classifier that has not learned them, one column per class.
         labels: of the images.
-        rows: for a closed form with these images in its sums, exactly, the features that it reads, which then set
-            thresholds.
+        rows: for a closed form with these images in its sums, the features that it reads, which then set thresholds.
     """
 
     scores: Float32[np.ndarray, "n c"]
     labels: Int64[np.ndarray, " n"]
     rows: Float32[Tensor, "n m"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        state: State,
+        scores: Float32[np.ndarray, "n c"],
+        labels: Int64[np.ndarray, " n"],
+        rows: Float32[Tensor, "n m"] | None,
+    ) -> Checked:
+        """Return the answers, without ``rows`` where sums were estimated and no image can be left out exactly."""
+        estimated = any(
+            report.get("second_moments_made_anew") for report in state.record.get("forgotten", [])
+        )
+        return cls(scores, labels, None if estimated else rows)
 
     @property
     def blind(self) -> bool:
@@ -203,5 +216,5 @@ def refitted(state: State, before: Deployed) -> tuple[State, dict[str, Any]]:
     model, checks = state.model, state.checks
     assert model is not None
     found, rows = unlearned(state, checks, decoded(checks, model.encoder))
-    made, told = fitted(model, Checked(found, checks.labels, None if state.estimated else rows), before)
+    made, told = fitted(model, Checked.of(state, found, checks.labels, rows), before)
     return replace(state, model=made), told

@@ -116,11 +116,6 @@ class State:
         """Number of updates that made it."""
         return int(self.record.get("version", 0))
 
-    @property
-    def estimated(self) -> bool:
-        """Whether second moments were estimated when a class was forgotten: images are not in the sums exactly."""
-        return any(report.get("second_moments_made_anew") for report in self.record.get("forgotten", []))
-
     def next_record(self, chosen: str, images: int, classes: Sequence[str]) -> dict[str, Any]:
         """Return the next version's record without its parent, which is known only when it is written.
 
