@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.bounded import shapes_of, within
+from everclip.models.savable import write_folder
 from everclip.models.states import read_state
 from everclip.system.reading import Unreadable
 from tests.attacks.plant import hugging
@@ -47,6 +49,7 @@ def claims(folder: Path, section: str, **values: Any) -> None:
         ("vision_cfg", {"image_size": 4096, "patch_size": 1}),
         ("vision_cfg", {"image_size": 64}),
         ("vision_cfg", {"patch_size": 0}),
+        ("vision_cfg", {"patch_size": "16"}),
         ("vision_cfg", {"attentional_pool": True, "attn_pooler_queries": 10**9}),
         ("vision_cfg", {"timm_model_name": "vit_giant_patch14_224"}),
         ("text_cfg", {"vocab_size": 10**12}),
@@ -192,6 +195,18 @@ def test_config_files_of_any_size(tmp_path: Path, name: str) -> None:
 
 def test_an_image_size_that_the_user_wants_is_no_claim(tmp_path: Path) -> None:
     assert zoo.load(str(toy_clip(tmp_path)), 64).image_size == 64
+
+
+def test_a_resnet_that_was_saved_is_opened_again(tmp_path: Path) -> None:
+    """open_clip gives it a patch size of null."""
+    config: Any = open_clip.get_model_config("RN50")
+    config["vision_cfg"].update(layers=[1, 1, 1, 1], width=16, image_size=64)
+    config["text_cfg"].update(width=64, heads=1, layers=1)
+    config["embed_dim"] = 64
+    model = open_clip.model.CLIP(**config)
+    write_folder(tmp_path, model.state_dict(), {"model_cfg": config, "preprocess_cfg": {}})
+    assert config["vision_cfg"]["patch_size"] is None
+    assert zoo.load(str(tmp_path)).image_size == 64
 
 
 def test_other_modules_are_not_counted(tmp_path: Path) -> None:

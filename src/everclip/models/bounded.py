@@ -103,7 +103,8 @@ def _shapeless(path: Path) -> Shapes:
 
 def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    size, patch = vision.get("image_size", 224), vision.get("patch_size")
+    patch = 16 if patch is None else patch  # open_clip's ResNets have null
     length = text.get("context_length", 77)
     sizes = {"image_size": size, "patch_size": patch, "context_length": length}
     sides = size if isinstance(size, list) else [size]
