@@ -12,6 +12,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import transformers
 
 from everclip.errors import UserError
 from everclip.models import vetted, zoo
@@ -20,6 +21,7 @@ from everclip.models.savable import CONFIG_FILE
 from tests.attacks.plant import CONFIG, TEXT, TOKENIZER, change, hugging
 from tests.toy import toy_clip
 
+SPECIAL = "special_tokens_map.json"
 PROMPTS = ["a photo of red.", "green"]
 
 
@@ -59,6 +61,58 @@ def test_plain_tokenizers_are_opened(copy: Path, tiny: Path, kind: str | None) -
     assert torch.equal(zoo.load(str(copy)).tokenize(PROMPTS), zoo.load(str(tiny)).tokenize(PROMPTS))
 
 
+WORDS = {
+    word: place for place, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]", "[PAD]"))
+}
+PAIRS, SCORES = {"vocab": WORDS, "merges": []}, {"vocab": [(word, -1.0) for word in WORDS]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("BertTokenizer", {"vocab": WORDS}),
+        ("CLIPTokenizer", PAIRS),
+        ("RobertaTokenizer", PAIRS),
+        ("GPT2Tokenizer", PAIRS),
+        ("GemmaTokenizer", PAIRS),
+        ("NllbTokenizer", PAIRS),
+        ("XLMRobertaTokenizer", SCORES),
+        ("T5Tokenizer", SCORES),
+    ],
+)
+def test_what_transformers_writes_is_accepted(tmp_path: Path, kind: str, given: dict[str, Any]) -> None:
+    made = getattr(transformers, kind)(**given, chat_template="{{ 1 }}", image_token="<image>")
+    made.save_pretrained(tmp_path)
+    assert vetted.tokenizer({"hf_tokenizer_name": "org/text"}, str(tmp_path), "here")
+
+
+def test_what_earlier_versions_of_transformers_wrote_is_accepted(tmp_path: Path) -> None:
+    token = {"content": "</s>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    change(
+        tmp_path / TOKENIZER,
+        eos_token={"__type": "AddedToken", **token},
+        unk_token="<unk>",
+        tokenizer_class="T5Tokenizer",
+        name_or_path="org/text",
+        special_tokens_map_file="/root/.cache/x",
+        tokenizer_file=None,
+        sp_model_kwargs={},
+        extra_ids=100,
+        model_max_length=512,
+        never_split=["a"],
+        errors="replace",
+        added_tokens_decoder={"1": {**token, "special": True}},
+        additional_special_tokens=["<extra_id_0>"],
+    )
+    change(
+        tmp_path / SPECIAL,
+        eos_token=token,
+        unk_token="<unk>",
+        additional_special_tokens=["<extra_id_0>", token],
+    )
+    assert vetted.tokenizer({"hf_tokenizer_name": "org/text"}, str(tmp_path), "here")
+
+
 def test_what_a_text_tower_does_not_know_is_left_out(copy: Path, tiny: Path) -> None:
     """A kernel to be fetched from a hub among it."""
     change(copy / TEXT, attn_implementation="stranger/kernel", _attn_implementation="stranger/kernel", odd=1)
@@ -68,7 +122,7 @@ def test_what_a_text_tower_does_not_know_is_left_out(copy: Path, tiny: Path) -> 
 
 
 def _set(file: Path, path: str, value: Any) -> None:
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text()) if file.exists() else {}
     *tables, key = path.split(".")
     inner = config
     for table in tables:
@@ -93,6 +147,15 @@ def _set(file: Path, path: str, value: Any) -> None:
         (TOKENIZER, "tokenizer_class", "RagTokenizer", '"RagTokenizer" is not a tokenizer known to be plain'),
         (TOKENIZER, "tokenizer_class", ["AutoModel"], '["AutoModel"] is not a tokenizer'),
         (TOKENIZER, "fast_tokenizer_files", ["tokenizer.4.0.json"], '"fast_tokenizer_files" leads to other files'),
+        (TOKENIZER, "vocab", "/etc/hostname", 'tokenizer_config.json has "vocab", which may lead to other files'),
+        (TOKENIZER, "merges", "/etc/hostname", '"merges", which may lead'),
+        (TOKENIZER, "vocab_file", 0, '"vocab_file", which may lead'),
+        (TOKENIZER, "spm_file", "~/private", '"spm_file", which may lead'),
+        (TOKENIZER, "sp_model_kwargs", {"model_file": "private"}, '"sp_model_kwargs", which may lead'),
+        (TOKENIZER, "odd", ["private"], '"odd", which may lead'),
+        (SPECIAL, "vocab", "private", f'{SPECIAL} has "vocab", which may lead'),
+        (SPECIAL, "name_or_path", "other/repository", '"name_or_path", which may lead'),
+        (SPECIAL, "is_local", False, '"is_local", which may lead'),
         (TEXT, "auto_map", {"AutoModel": "other/repository--x.Y"}, "auto_map asks to run code"),
         (TEXT, "tokenizer_class", "AutoProcessor", '"AutoProcessor" is not a tokenizer'),
         (TEXT, "model_type", "rag", 'the text tower is of the type "rag"; open_clip has roberta'),
@@ -133,6 +196,7 @@ def test_a_repository_leads_to_others_by_their_name_alone(name: Any) -> None:
         (CONFIG, "[]"),
         (CONFIG, "[" * 100_000),
         (TOKENIZER, "[]"),
+        (SPECIAL, "[]"),
         (TEXT, "null"),
         (TEXT, '{"model_type": "bert", "hidden_size": "wide"}'),
         (TEXT, '{"model_type": "bert", "hidden_act": "import os"}'),

@@ -4,7 +4,8 @@ open_clip_config.json      keys that open_clip's own configs have; no options of
                            (open_clip itself takes what it knows from preprocess_cfg, and ignores the rest)
 config.json                of a Hugging Face text tower: keys of an architecture that open_clip knows, written anew for
                            transformers, which so sees nothing else
-tokenizer_config.json      looked at before transformers reads it: a class of transformers that is known to be plain
+tokenizer_config.json      looked at before transformers reads them: a class of transformers that is known to be plain,
+special_tokens_map.json    and no setting with a text that transformers might open as a file, but for tokens
 
 Code that comes with a model (``auto_map``, ``trust_remote_code``) is never run, whatever is trusted.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from everclip.errors import UserError, shown
 from everclip.models.foreign import open_clip, timm
+from everclip.system.reading import read_json
 
 _SECTIONS = ("vision_cfg", "text_cfg", "multimodal_cfg")
 _LOGITS = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
@@ -33,6 +35,27 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _CODE = ("auto_map", "trust_remote_code")
 _ELSEWHERE = ("configuration_files", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object")
 """Keys that make transformers read other files or pass objects."""
+_SPECIAL = "special_tokens_map.json"
+_PERHAPS: Any = {
+    f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
+}
+"""Options with which transformers finds no file in place of an error, as it does itself for this one."""
+_FILES = re.compile(r"vocab|merges|.*_file")
+"""Matches what a tokenizer opens, whatever it is: the number 0 is the standard input."""
+_TOKENS = {
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "model_specific_special_tokens",
+}
+"""Keys of tokens; so are all that end in "_token"."""
+_TEXTS = (
+    "backend chat_control_tokens chat_template errors language language_codes model_input_names model_type name_or_path"
+    " never_split padding padding_side processor_class response_template special_tokens_map_file src_lang tgt_lang"
+    " tokenizer_class tokenizer_type transformers_version truncation_side truncation_strategy vocab_type"
+    " wordpieces_prefix"
+)
+"""Keys of tokenizers that have texts of which transformers opens none."""
 _FAMILIES = (
     "Albert Bart Bert CLIP Camembert Deberta DebertaV2 DistilBert Electra GPT2 Gemma Llama M2M100 MPNet MT5"
     " Nllb PreTrained Qwen2 Roberta Siglip Siglip2 T5 XLMRoberta"
@@ -130,6 +153,7 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
         return {}
     from transformers import PretrainedConfig
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
+    from transformers.utils.hub import cached_file
 
     home = _home(name, folder, where)
     own = get_tokenizer_config(home)
@@ -139,12 +163,34 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
         model = {}
     for found in (own, model):
         _check_code(found, where)
+    _check_settings(own, f"{where}: tokenizer_config.json")
+    special = cached_file(home, _SPECIAL, **_PERHAPS)
+    if special is not None:
+        _check_settings(read_json(Path(special)), f"{where}: {_SPECIAL}", tokens_alone=True)
     usual: Any = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")))
     usual = usual if isinstance(usual, tuple) else (usual,)  # before transformers 5: slow and fast
     for kind in (own.get("tokenizer_class"), model.get("tokenizer_class"), *usual):
         if kind is not None and str(kind).removesuffix("Fast") not in _TOKENIZERS:
             raise UserError(f"{where}: {shown(kind)} is not a tokenizer known to be plain: use another model")
     return {"trust_remote_code": False}
+
+
+def _check_settings(found: Any, where: str, tokens_alone: bool = False) -> None:
+    """Refuse settings of a tokenizer, which are arguments of its class, that it might open as a file."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where} is not a table")
+    for key, value in found.items():
+        if value is None or key in _TOKENS or key.endswith("_token"):
+            continue
+        fits = key in _TEXTS.split() or (_textless(value) and not _FILES.fullmatch(key))
+        if tokens_alone or not fits:
+            raise UserError(f"{where} has {shown(key)}, which may lead to other files: use another model")
+
+
+def _textless(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return all(map(_textless, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, str)
 
 
 def _check_code(found: Any, where: str) -> None:
