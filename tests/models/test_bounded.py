@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import struct
 import time
 import tracemalloc
@@ -171,6 +172,56 @@ def test_weights_that_unpack_to_more_than_their_size(tmp_path: Path, spoil: Call
     with pytest.raises(UserError, match=f"cannot be loaded from {folder}: {why}"):
         zoo.load(str(folder))
     with pytest.raises(Unreadable, match=why):
+        read_state(file)
+
+
+COUNT = b"\x8a\x05" + (10**9).to_bytes(5, "little") + b"\x85R."
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        b"\x80\x02cbuiltins\nbytearray\n",
+        b"\x80\x02c__builtin__\nbytearray\n",
+        b"\x80\x02(ibuiltins\nbytearray\n",
+        b"\x80\x02}X\xe9\xff\x0f\x00" + b"x" * 0xFFFE9 + b"Ncbuiltins\nbytearray\n",
+        b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93",
+        b"\x80\x04\x8c\x08builtins\x94\x8c\x09bytearray\x94h\x00h\x01\x93",
+    ],
+)
+@pytest.mark.parametrize("archived", [True, False])
+def test_a_pickle_that_asks_for_empty_bytes(tmp_path: Path, named: bytes, archived: bool) -> None:
+    """However it names what makes them: a few bytes of it would take any memory."""
+    folder = toy_clip(tmp_path)
+    (folder / WEIGHTS).unlink()
+    file = folder / "open_clip_pytorch_model.bin"
+    if archived:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", named + COUNT)
+            archive.writestr("archive/version", b"3\n")
+            archive.writestr("archive/byteorder", b"little")
+    else:
+        torch.save({}, file, _use_new_zipfile_serialization=False)
+        old = file.read_bytes()
+        empty = pickle.dumps({}, 2)
+        assert old.count(empty) == 1
+        file.write_bytes(old.replace(empty, named + COUNT))
+    tracemalloc.start()
+    with pytest.raises(Unreadable):
+        read_state(file)
+    with pytest.raises(UserError, match=f"cannot be loaded from {folder}: "):
+        zoo.load(str(folder))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**27
+
+
+def test_a_state_that_begins_as_an_old_file_and_ends_as_an_archive(tmp_path: Path) -> None:
+    """torch goes by its beginning."""
+    file = tmp_path / "state.pt"
+    torch.save({}, file)
+    file.write_bytes(b"\x80\x02}." + file.read_bytes())
+    with pytest.raises(Unreadable, match="does not begin as an archive"):
         read_state(file)
 
 

@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 
 from everclip.errors import UserError, shown
 from everclip.models.foreign import open_clip
-from everclip.models.states import refuse_packed
+from everclip.models.states import refuse_larger
 from everclip.system.reading import JSON_BYTES, MIB, Unreadable, open_regular, read_json, strange
 
 SPARE = 1 << 26
@@ -28,7 +28,6 @@ MOST_PIXELS, MOST_TOKENS = 4096, 20_000
 """Largest side of an image in pixels; most patches of an image or tokens of a text (attention takes the square)."""
 MOST_TENSORS = 5000
 _HEADER = 100 * MIB
-_ZIP = b"PK"
 _TEXTS = {".json", ".txt", ".model", ".jinja"}
 """Files that are read as a whole."""
 
@@ -94,10 +93,9 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
 
 def _shapeless(path: Path) -> Shapes:
     """Return no shapes: those in a file of ``torch.save`` are unknown until it is read. Raises Unreadable for a file
-    that unpacks to more than its size, or BadZipFile."""
+    that takes more memory than it has bytes, or BadZipFile."""
     with open_regular(path) as file:
-        if file.read(2) == _ZIP:  # else a pickle of an old torch, which compresses nothing
-            refuse_packed(file)
+        refuse_larger(file, old=True)
     return {}
 
 
