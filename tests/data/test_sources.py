@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_links_that_loop_and_entries_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "train" / "red" / "notes.txt").write_text("not a picture")
     found = data.load(f"imagefolder:{tmp_path}")
     assert len(found.train) == 3 + 3 + 2  # the two impostors are listed, and found broken when they are read
+
+
+def test_names_that_begin_with_underscores(tmp_path: Path) -> None:
+    """Image boards name files so, and people folders; only macOS's addition to archives is left out."""
+    image_folder(tmp_path, {"": 4}, classes=2)
+    (tmp_path / "red").rename(tmp_path / "__red__")
+    for file in (tmp_path / "__red__").iterdir():
+        file.rename(file.with_name(f"__{file.name}"))
+    for name in ("__MACOSX/green/._0.png", ".trash/0.png", "green/._0.png", "green/__MACOSX/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tmp_path / "green" / "0.png", tmp_path / name)
+    found = data.load(f"imagefolder:{tmp_path}")
+    assert found.class_names == ("red", "green")
+    assert len(found.train) + len(found.test) == 8
 
 
 @pytest.mark.parametrize("link", ["train/red/out.png", "train/out", "test/red/up"])

@@ -73,7 +73,8 @@ def check_text(names: Sequence[str], where: str) -> None:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
+    """Return whether a folder is hidden, or is what macOS adds to an archive."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
@@ -92,7 +93,7 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
         found += [
             (relative / name).as_posix()
             for name in names
-            if Path(name).suffix.lower() in SUFFIXES and not _hidden(name)
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
         ]
         if not deep:
             break
