@@ -117,7 +117,10 @@ def test_numbers_and_files_of_names(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert load(file).templates == ("a {} thing",)
     (tmp_path / "classnames.txt").write_text("".join(f"name {line}\n" for line in range(12)))
     assert load(file).class_names == ("name 0", "name 2", "name 10")
-    (tmp_path / "classnames.txt").write_text("10\tten\n")
+    names = [f"name {line}\n" if line in (0, 2, 10) else "\n" for line in range(12)]
+    (tmp_path / "classnames.txt").write_text("".join(names))
+    assert load(file).class_names == ("name 0", "name 2", "name 10")
+    (tmp_path / "classnames.txt").write_text("10\tten\n\n")
     assert load(file).class_names == ("0", "2", "ten")
 
 

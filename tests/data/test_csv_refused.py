@@ -113,6 +113,14 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
         rows("photos/red/0.png,0", "photos/red/1.png,5", header="path,label")(root),
         (root / "classnames.txt").write_text("a\nb\nc\n")),
      "{list} has class 5, and {root}/classnames.txt 3 lines: name all from 0"),
+    ("blank name", lambda root: (
+        rows("photos/red/0.png,0", "photos/red/1.png,2", header="path,label")(root),
+        (root / "classnames.txt").write_text("a\nb\n \nd\n")),
+     "line 3 of {root}/classnames.txt is blank: write the name of class 2"),
+    ("blank name of few", lambda root: (
+        rows("photos/red/0.png,3", "photos/red/1.png,7", header="path,label")(root),
+        (root / "classnames.txt").write_text("\nb\n\n")),
+     "line 1 of {root}/classnames.txt is blank: write the name of class 3"),
 ]
 # fmt: on
 

@@ -211,6 +211,8 @@ FLAT: list[tuple[str, Callable[[Path], object], str]] = [
      text("imagenet_2012_validation_synset_labels.txt", "".join(f"{wnid}\n" for wnid in IDS * 2)),
      f"{{0}}/imagenet_2012_validation_synset_labels.txt has another order ({image_name(2)} is {B}, not"
      f" {IDS[1]}): {FORM}"),
+    ("a blank line", text("imagenet_2012_validation_synset_labels.txt", f"{A}\n\n{B}\n"),
+     "line 2 of {0}/imagenet_2012_validation_synset_labels.txt is blank, and lines may be counted: remove it"),
     ("listed twice", text("val_labels.txt", LISTS["val_labels.txt"] + f"{image_name(6)}.JPEG {B}\n"),
      f"{{0}}/val_labels.txt lists {image_name(6)} as {A} and as {B}: keep one of them"),
     ("an unknown id", text("val_labels.txt", LISTS["val_labels.txt"] + "ILSVRC2012_val_00000011.JPEG n00004475\n"),

@@ -74,12 +74,16 @@ def _short(line: str) -> str:
     return line if len(line) <= 40 else line[:37] + "..."
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none."""
+def read_lines(path: Path, what: str, blank: bool = False) -> list[str]:
+    """Return the non-empty lines of a UTF-8 text file, stripped at the right. Raises UserError where there are none.
+
+    Args:
+        blank: keep the empty lines before the last of the others, for a reader that counts lines.
+    """
     with readable(f"{what} file {str(path)[:200]}", "give a text file"):
         text = read_text(path)
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    if not lines:
+    lines = [line for line in map(str.rstrip, text.rstrip().splitlines()) if line or blank]
+    if not any(lines):
         raise UserError(f"{what} file {path} is empty: use one entry per line")
     return lines
 

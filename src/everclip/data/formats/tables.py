@@ -162,20 +162,23 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
     """Return readable names of the classes: those in ``classnames.txt``, else as the list writes them.
 
     Where classes are numbers and the file has one name per line, it may name more classes than there are: a class's
-    number is then its line, from 0.
+    number is then its line, from 0, blank lines included.
     """
     path = _beside(origin, "classnames.txt")
     numbers = are_numbers(classes)
     if path:
-        lines = read_lines(path, "class names")
-        if not numbers or len(lines) == len(classes) or any("\t" in line for line in lines):
+        lines = read_lines(path, "class names", blank=True)
+        if not numbers or any("\t" in line for line in lines):
             return read_class_names(path, classes)
-        largest = max(map(int, classes))
-        if largest >= len(lines):
+        places = range(len(classes)) if len(lines) == len(classes) else [*map(int, classes)]
+        if max(places) >= len(lines):
             raise UserError(
-                f"{origin.where} has class {largest}, and {path} {len(lines)} lines: name all from 0"
+                f"{origin.where} has class {places[-1]}, and {path} {len(lines)} lines: name all from 0"
             )
-        return tuple(lines[int(number)] for number in classes)
+        for place, number in zip(places, classes, strict=True):
+            if not lines[place]:
+                raise UserError(f"line {place + 1} of {path} is blank: write the name of class {number}")
+        return tuple(lines[place] for place in places)
     if numbers and origin.templates:
         log.warning(
             'the classes of %s are numbers, so that prompts read "%s": write names into classnames.txt, or give'

@@ -36,7 +36,9 @@ def read(path: Path, known: Sequence[str]) -> dict[str, str]:
     Args:
         known: the WordNet ids, sorted.
     """
-    lines = read_lines(path, "label list")
+    lines = read_lines(path, "label list", blank=True)
+    if "" in lines:
+        raise UserError(f"line {lines.index('') + 1} of {path} is blank, and lines may be counted: remove it")
     if lines[0].lower().startswith("imageid,"):
         lines = lines[1:]
     ids = set(known)
