@@ -19,6 +19,7 @@ from everclip.data.formats import hub
 from everclip.data.sources.hf import HuggingFace
 from everclip.errors import UserError
 from tests.data.hf_sets import counts, datasets, load, parquet, saved, table
+from tests.data.web import serving
 from tests.pictures import image_folder
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -145,3 +146,28 @@ def test_what_the_hub_has_is_not_downloaded_to_be_looked_for(
     assert source.missing("org/name") == []
     assert source.missing("org/name#config=other") == [line]
     assert sum(map(sum, counts(load("org/name")))) == 12
+
+
+def test_what_is_in_the_cache_is_looked_at_without_the_hub(
+    tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It might have another revision, which would be downloaded."""
+    made = datasets.load_dataset_builder(str(parquet(tmp_path / "name", train=table(3))))
+    made.download_and_prepare()
+    place = hf_cache / "org___name" / "default" / "0.0.0" / "abc"
+    place.parent.mkdir(parents=True)
+    shutil.copytree(made.cache_dir, place)
+    flags = (datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")
+    with serving(monkeypatch) as site:
+        for module, flag in flags:
+            monkeypatch.setattr(module, flag, False)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", site.url)
+        template = f"{site.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        main(["datasets", "check", "hf:org/name"])
+        assert "12" in capsys.readouterr().out
+        assert _needs.data_there(load_config(["data=hf:org/name", "scenario.tasks=2"]))[1].state == "ok"
+        assert not any(getattr(module, flag) for module, flag in flags)
+        assert not site.asked
+        load("org/name")  # as training does
+        assert site.asked

@@ -41,6 +41,10 @@ class Site:
 class _Handler(BaseHTTPRequestHandler):
     site: Site
 
+    def do_HEAD(self) -> None:
+        self.site.asked.append("")
+        self.send_error(404)
+
     def do_GET(self) -> None:
         site = self.site
         wanted = self.headers["Range"] or ""

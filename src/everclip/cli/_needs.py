@@ -10,6 +10,7 @@ from pathlib import Path
 from everclip.cli._finding import GIB, Finding, room
 from everclip.config import Config
 from everclip.data.formats.download import home
+from everclip.data.formats.hub import offline
 from everclip.data.sources import Source
 from everclip.errors import UserError
 from everclip.models.catalogue import Costs, costs
@@ -57,7 +58,8 @@ def data_there(config: Config) -> tuple[Sizes | None, Finding]:
         source, argument = data.source(config.data, config.source.options)
         missing = source.missing(argument)
         if not missing:
-            return _planned(config)
+            with offline():
+                return _planned(config)
     except UserError as error:
         return _published(config), Finding("data", "fail", str(error))
     more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""

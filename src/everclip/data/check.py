@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from everclip.data.formats.folders import absent
+from everclip.data.formats.hub import offline
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.paths import spec_of
 from everclip.data.sources import Official
@@ -63,7 +64,8 @@ def check(spec: str) -> Report:
     home = official.home if official is not None else ""
     try:
         problems = source.missing(argument)
-        found = None if problems else data.load(spec, pairs=True)
+        with offline():
+            found = None if problems else data.load(spec, pairs=True)
     except UserError as error:
         return Report(spec, problems=(str(error),), home=home)
     if found is None:

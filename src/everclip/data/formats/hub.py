@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ _HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
 _MOST_REASON = 240
 _ELSEWHERE = re.compile(r"[/\\~]|[A-Za-z]:|.*:[:/]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 """Matches an absolute path, a URL or a chain of them, and a path with ".."."""
+_OFFLINE = ContextVar("offline", default=False)
 
 
 def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]:
@@ -40,7 +42,7 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
     if wrong:
         raise UserError(f"data folder {root} cannot be used: {wrong}; {_HINT}")
     try:
-        with _quiet():
+        with _quiet(), _switched():
             if any((root / file).is_file() for file in ("dataset_dict.json", "state.json")):
                 _check_saved(root)
                 found: Any = datasets.load_from_disk(name)
@@ -54,6 +56,30 @@ def open_splits(name: str, config: str | None) -> Mapping[str, datasets.Dataset]
             f'data "hf:{name}" cannot be loaded ({reason}): check folder or name, network and #config=NAME'
         ) from error
     return {str(key): split for key, split in found.items()} if isinstance(found, dict) else {"train": found}
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """While open, take data sets of the hub from the cache alone: one of another revision would be downloaded."""
+    before = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(before)
+
+
+@contextmanager
+def _switched() -> Iterator[None]:
+    """Keep the packages off the network where ``offline`` is open."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = (value or _OFFLINE.get() for value in before)
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def caches() -> list[str]:
