@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ import torch
 import everclip
 from everclip.errors import UserError
 from everclip.index import embed
-from everclip.index.encoder import fingerprint, open_encoder
-from everclip.index.folder import TEXT, Listed, Table, Vectors, append, create, read
+from everclip.index.encoder import fingerprint, fingerprints, open_encoder
+from everclip.index.folder import TABLE, TEXT, Listed, Table, Vectors, append, create, read
 from everclip.models import zoo
+from everclip.system import checkpoint
 from everclip.system.reading import JSON_BYTES, MOST_PARTS
 from everclip.updating.index import beside
+from tests.attacks.plant import change, hugging
 from tests.cli.conftest import Say
 from tests.learned import coloured, learned
 from tests.running import files_up_to
@@ -207,6 +210,60 @@ def test_a_fingerprint_is_of_weights_and_preprocessing_alone(toy: str, tmp_path:
     with torch.no_grad():
         clip.model.visual.conv1.weight[0, 0, 0, 0] += 1e-6
     assert fingerprint(clip) != mark
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("vision_cfg", {"head_width": 8}),
+        ("vision_cfg", {"pool_type": "avg"}),
+        ("vision_cfg", {"norm_kwargs": {"eps": 0.1}}),
+        ("text_cfg", {"heads": 1}),
+    ],
+    ids=str,
+)
+def test_a_fingerprint_is_of_how_towers_compute_too(
+    tmp_path: Path, section: str, values: dict[str, Any]
+) -> None:
+    folder = toy_clip(tmp_path)
+    here = open_encoder(f"local-dir:{folder}")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"][section] |= values
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    there = open_encoder(f"local-dir:{folder}")
+    assert all(torch.equal(value, there.whole_state()[key]) for key, value in here.whole_state().items())
+    assert fingerprint(there) != fingerprint(here)
+
+
+def test_a_fingerprint_is_of_how_a_transformer_computes_too(tmp_path: Path) -> None:
+    folder = hugging(tmp_path / "model")
+    here = fingerprint(open_encoder(f"local-dir:{folder}"))
+    change(folder / "config.json", layer_norm_eps=0.1)
+    assert fingerprint(open_encoder(f"local-dir:{folder}")) != here
+
+
+def test_defaults_that_a_config_writes_down_make_no_other_fingerprint(tmp_path: Path) -> None:
+    folder = toy_clip(tmp_path)
+    here = fingerprint(open_encoder(f"local-dir:{folder}"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] |= {"mlp_ratio": 4.0, "pool_type": "tok", "timm_drop": 0.5}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert fingerprint(open_encoder(f"local-dir:{folder}")) == here
+
+
+def test_a_folder_of_an_earlier_version_is_continued_and_searched(
+    toy: str, pictures: Path, tmp_path: Path, say: Say
+) -> None:
+    path = tmp_path / "v"
+    assert say("embed", toy, pictures / "deep", "-o", path)[0] == 0
+    earlier = fingerprints(open_encoder(toy))[1]
+    table = json.loads((path / TABLE).read_text()) | {"fingerprint": earlier}
+    checkpoint.amend(path, {TABLE: json.dumps(table).encode()})
+    assert say("embed", toy, pictures, "-o", path)[0] == 0
+    assert say("search", path, "a dog")[0] == 0
+    assert read(path).table.fingerprint == earlier
+    other = f"local-dir:{toy_clip(tmp_path, seed=1)}"
+    assert say("embed", other, pictures, "-o", path)[0] == 2
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.index import folder, listing
-from everclip.index.encoder import fingerprint
+from everclip.index.encoder import fingerprints
 from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
 from everclip.inference.assess import decoded
 from everclip.models.clip import Clip
@@ -208,13 +208,13 @@ class _Pace:
 
 def _opened(clip: Clip, model: str, image_size: int | None, work: Work, path: Path, half: bool) -> Vectors:
     """Return the folder to write to, new or existing. Raises UserError where these embeddings do not belong in it."""
-    mark = fingerprint(clip)
+    mark, earlier = fingerprints(clip)
     if not path.exists() or not any(path.iterdir()):
         kind = "float16" if half else "float32"
         return folder.create(path, Table(work.kind, model, image_size, mark, width(clip), kind))
     there = folder.read(path, whole=True)
     table = there.table
-    if table.fingerprint != mark:
+    if table.fingerprint not in (mark, earlier):
         raise UserError(
             f"{path} has embeddings of {table.model} (fingerprint {table.fingerprint[:12]}), but {model} is"
             f" another encoder ({mark[:12]}): embed into a new folder, or give the folder's own model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,11 +13,23 @@ from everclip.errors import UserError
 from everclip.inference.model import is_learned, open_model
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.foreign import open_clip
+from everclip.models.text import hugging_face
 from everclip.system.atomic import recover
 from everclip.training.restore import device
 
 _LOGITS = ("logit_scale", "logit_bias")
 """Parameters that no embedding depends on."""
+_IDLE = {
+    *("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name"),
+    *("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
+}
+"""Keys of a tower's config that say where it came from, or how it is trained."""
+_TRANSFORMER = (
+    *("hidden_act", "feed_forward_proj", "num_attention_heads", "num_heads", "pad_token_id"),
+    *("layer_norm_eps", "layer_norm_epsilon", "is_decoder", "relative_attention_max_distance"),
+)
+"""Keys of a Hugging Face text tower's config that its weights do not show."""
 
 
 def open_encoder(spec: str, image_size: int | None = None) -> Clip:
@@ -38,12 +51,21 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
     return clip
 
 
-@torch.no_grad()
 def fingerprint(clip: Clip) -> str:
-    """Return the SHA-256 of the weights of both towers and of how pictures are prepared, in hexadecimal.
+    """Return the SHA-256 of all that an embedding depends on, in hexadecimal: the weights of both towers, how they
+    compute, and how pictures are prepared.
 
     Two models have the same one if they embed pictures and texts alike: what classifies on top of the towers, the logit
     scale and the place of the weights make no difference. A tokenizer goes with its text tower's weights.
+    """
+    return fingerprints(clip)[0]
+
+
+@torch.no_grad()
+def fingerprints(clip: Clip) -> tuple[str, str]:
+    """Return the fingerprint, and the one that everclip 0.1.0 gave the same model, without how its towers compute.
+
+    No new fingerprint is an earlier one, so what carries either of the two may be compared with the model's embeddings.
     """
     state = clip.whole_state()
     about = {
@@ -56,7 +78,24 @@ def fingerprint(clip: Clip) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key in _hashed(state):
         digest.update(state[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    earlier = digest.hexdigest()
+    return hashlib.sha256(json.dumps([earlier, _towers(clip)], sort_keys=True).encode()).hexdigest(), earlier
+
+
+def _towers(clip: Clip) -> list[dict[str, Any]]:
+    """Return how the towers compute, ready for JSON: what their configs say other than open_clip's defaults."""
+    kinds = {"vision_cfg": open_clip.model.CLIPVisionCfg(), "text_cfg": open_clip.model.CLIPTextCfg()}
+    found = [
+        {
+            key: value
+            for key, value in clip.config.get(name, {}).items()
+            if key not in _IDLE and value != vars(usual).get(key)
+        }
+        for name, usual in kinds.items()
+    ]
+    text = hugging_face(clip.model)
+    config = {} if text is None else vars(text.config)
+    return [*found, {key: config[key] for key in _TRANSFORMER if key in config}]
 
 
 def _hashed(state: dict[str, torch.Tensor]) -> list[str]:

@@ -15,7 +15,7 @@ from everclip.data.images import FileStore, Store
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.index.embed import width
-from everclip.index.encoder import fingerprint, open_encoder
+from everclip.index.encoder import fingerprints, open_encoder
 from everclip.index.folder import IMAGE, TEXT, Vectors
 from everclip.index.maps import FILE, Map, load
 from everclip.inference.model import is_learned
@@ -109,10 +109,10 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
     Raises:
         UserError: it is another encoder, without such a map, or its map takes embeddings of another width.
     """
-    wanted, mark, mapped = vectors.table.fingerprint, fingerprint(clip), _map_of(spec)
-    if mark == wanted:
+    wanted, marks, mapped = vectors.table.fingerprint, fingerprints(clip), _map_of(spec)
+    if wanted in marks:
         return Asker(clip)
-    if mapped is not None and (mapped.of, mapped.to) == (mark, wanted):
+    if mapped is not None and mapped.of in marks and mapped.to == wanted:
         if len(mapped.bias) != width(clip):
             widths = f"of {len(mapped.bias)} numbers, and {spec} gives {width(clip)}"
             raise UserError(
@@ -120,7 +120,7 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
             )
         return Asker(clip, mapped)
     raise UserError(
-        f"{spec} (fingerprint {mark[:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
+        f"{spec} (fingerprint {marks[0][:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
         f" one as --model, or embed again with everclip embed {spec}"
     )
 

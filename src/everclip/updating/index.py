@@ -24,7 +24,7 @@ from everclip.data.images import ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, check_choice
 from everclip.index import embed, folder
-from everclip.index.encoder import fingerprint
+from everclip.index.encoder import fingerprints
 from everclip.index.folder import Vectors
 from everclip.index.maps import Map, fit
 from everclip.index.search import nearest
@@ -88,10 +88,10 @@ class Guard:
 
     def __init__(self, state: State, what: Asked | None) -> None:
         self._state, self._asked = state, what
-        self.mark = cache(fingerprint)
+        self.marks = cache(fingerprints)
         self._vectors = None if what is None else what.vectors
         self.keeps = what is not None and what.mode == KEEP
-        self._mark = self.mark(state.encoder)
+        self._mark = self.marks(state.encoder)[0]
         self._wanted = self._mark if self._vectors is None else self._vectors.table.fingerprint
         self._teacher = self._old()
         if self._teacher is None and what is not None and what.mode != REBUILD:
@@ -106,7 +106,7 @@ class Guard:
         update."""
         state = self._state
         for clip in (state.encoder, state.frozen, state.tuned):
-            if clip is not None and self.mark(clip) == self._wanted:
+            if clip is not None and self._wanted in self.marks(clip):
                 return clip, None
         mapped = self._map_of(state.encoder)
         return None if mapped is None else (state.encoder, mapped)
@@ -131,23 +131,23 @@ class Guard:
 
     def _valid(self, clip: Clip) -> bool:
         """Return whether the index can be searched with an encoder as before."""
-        return self.mark(clip) == self._wanted or self._map_of(clip) is not None
+        return self._wanted in self.marks(clip) or self._map_of(clip) is not None
 
     def _map_of(self, clip: Clip) -> Map | None:
         """Return the state's map from an encoder to that of the index, if it has one."""
         found = self._state.map
-        fits = found is not None and (found.of, found.to) == (self.mark(clip), self._wanted)
+        fits = found is not None and found.of in self.marks(clip) and found.to == self._wanted
         return found if fits else None
 
     def judge(self, after: State, pictures: Pictures, held: Held | None) -> tuple[State, dict[str, Any]]:
         """Return the state with the map that its queries need, and the verdict on the index."""
         state, clip = self._state, after.encoder
-        mark, mapped = self.mark(clip), self._map_of(clip)
+        marks, mapped = self.marks(clip), self._map_of(clip)
         told: dict[str, Any] = {
             "mode": None if self._asked is None else self._asked.mode,
             "valid": self._valid(clip),
             "before": self._mark,
-            "after": mark,
+            "after": marks[0],
             "vectors": None if self._vectors is None else str(self._vectors.path),
             "count": None if self._vectors is None else len(self._vectors),
             "map": None if mapped is None else mapped.kind,
@@ -163,7 +163,7 @@ class Guard:
             if self._asked is not None and self._asked.mode == REBUILD:
                 told["rebuilt"] = str(beside(self._vectors, after.version))
         told["words"] = words(told, state.spec)
-        kept = state.map if mapped is None and state.map is not None and state.map.of == mark else mapped
+        kept = state.map if mapped is None and state.map is not None and state.map.of in marks else mapped
         return replace(after, map=kept), told
 
     def _fitted(self, clip: Clip, pictures: Pictures) -> Map:
@@ -177,7 +177,7 @@ class Guard:
         texts = embed.texts(clip, names), embed.texts(teacher, names)
         given = texts[1] if before is None else before(texts[1])
         of_new, of_old = (torch.cat([new[0], texts[0]]), new[1]), (torch.cat([old[0], given]), old[1])
-        return fit(of_new, of_old, self.mark(clip), self._wanted)
+        return fit(of_new, of_old, self.marks(clip)[0], self._wanted)
 
     def _old_rows(self, images: ImageSet, pixels: Pixels) -> Float32[Tensor, "n d"]:
         """Return embeddings of pictures as the index has them."""
