@@ -52,12 +52,14 @@ from everclip.models.trunk import Parts
 from everclip.training.frozen import folds
 
 BATCH, CHUNK = 128, 1024
+MOST_STAGES = 6
 MOST_WIDE = 10_000
 """Most training images for which ``ranpac`` is also solved on folds: with more, each takes a quarter of an hour."""
 
 
 Views = tuple[list[Tensor], list[Tensor]]
-"""Raw blocks of pictures, and of their mirror images: the output, the stages' means and, at scale 1, their maxima."""
+"""Raw blocks of pictures, and of their mirror images: the output, the means of the last stages and, at scale 1, their
+maxima and the means of the stages before these."""
 
 
 class Rows(NamedTuple):
@@ -72,9 +74,17 @@ class Rows(NamedTuple):
         """The features of a form, in fp64 and unit length."""
         weights = USUAL * (form.stages + (form.tried == "maxima"))
         views = [view for scale in form.scales for view in self.views(scale)[: 1 + form.mirror]]
+        if form.raw:
+            stages = [torch.cat([blocks[0], *stages_of(blocks)[: form.raw]], 1) for blocks in views]
+            return torch.stack(stages).double().mean(0)
         found = [side_by_side(blocks[: 1 + len(weights)], weights, form.root) for blocks in views]
         rows = normalize(torch.stack(found).sum(0), dim=1).double()
         return beside_random(rows) if form.tried == "random features" else rows
+
+
+def stages_of(blocks: list[Tensor]) -> list[Tensor]:
+    """The means of the last stages in a view at scale 1, the very last first."""
+    return [*blocks[1 : 1 + len(USUAL)], *blocks[1 + 2 * len(USUAL) :]]
 
 
 def beside_random(rows: Tensor) -> Tensor:
@@ -96,7 +106,7 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
         def hear(_: Any, __: Any, found: Tensor) -> None:
             heard.append(found)
 
-        blocks = Parts.of(visual, "").blocks[-len(USUAL) :]
+        blocks = Parts.of(visual, "").blocks[-MOST_STAGES:]
         hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in blocks]
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(images), BATCH):
@@ -108,9 +118,11 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
             for view, shown in (("plain", inputs), ("mirrored", inputs.flip(3))):
                 heard.clear()
                 output = visual(shown)
-                found = [output, *(block.mean((2, 3)) for block in reversed(heard))]
+                last, earlier = heard[: -len(USUAL) - 1 : -1], heard[-len(USUAL) - 1 :: -1]
+                found = [output, *(block.mean((2, 3)) for block in last)]
                 if scale == 1:
-                    found += [block.amax((2, 3)) for block in reversed(heard)]
+                    found += [block.amax((2, 3)) for block in last]
+                    found += [block.mean((2, 3)) for block in earlier]
                 for number, block in enumerate(found):
                     parts.setdefault(f"{view}{number}", []).append(block)
         for hook in hooks:
