@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.jobs import unpacked
+from benchmarks.jobs import over_classes, unpacked
 from everclip import plots
 from everclip.compare.comparable import without_memory
 from everclip.compare.groups import Group, Memory, Setting, settings
@@ -164,8 +164,9 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
         "*kept*: beside the model, images + state of the method;",
         "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
         "*at an edge*: the best value ends a grid that could grow; *the most epochs tried*: their grid ends at four",
-        "times the start. Differences are in points, with a 95 % interval over test images, each counted by its mean",
-        "over the seeds. *Best other*: of the trained methods but joint, `multilayer_lda` and, without exemplars,",
+        "times the start. Differences are in points, with a 95 % interval: where tasks bring new classes a bootstrap",
+        "over classes, whose images are forgotten together, else over test images, each counted by its mean over the",
+        "seeds. *Best other*: of the trained methods but joint, `multilayer_lda` and, without exemplars,",
         "co2l, whose classifier then is not the published one. *Finetune*: with the text tower as its head, as GCL and",
         "GDRO have.",
         *([] if found else ["", "No run has finished yet."]),
@@ -286,13 +287,22 @@ def claims(runs: Sequence[RunData]) -> list[str]:
 
 
 def points(mine: Seeds, other: Seeds) -> str:
-    """Return a difference with its interval over test images, for a table."""
-    if not mine.keys() & other.keys():
+    """Return a difference with its interval, for a table."""
+    seeds = mine.keys() & other.keys()
+    if not seeds:
         return "–"
+    if _by_class(mine):
+        found, low, high = over_classes(*([runs[seed].results for seed in seeds] for runs in (mine, other)))
+        return f"{found:+.1f} ({low:+.1f} to {high:+.1f})"
     found = paired(*common(mine, other))
     if found.low is None or found.high is None:
         return f"{100 * found.difference:+.1f}"
     return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _by_class(runs: Seeds) -> bool:
+    """Whether tasks bring new classes, so that images of a class are learned and forgotten together."""
+    return all(run.results["scenario"] == "class-incremental" for run in runs.values())
 
 
 def row_of(run: RunData) -> str:
@@ -309,12 +319,15 @@ def lasts(runs: Seeds) -> list[float]:
 
 
 def lead(mine: Seeds, other: Seeds) -> str:
-    """The difference over the test images, each counted by its mean over the seeds, and the difference of each seed."""
+    """The difference with its interval, as in ``points``, and the difference of each seed."""
     each = " ".join(
         f"{100 * (mine[seed].results['last'] - other[seed].results['last']):+.1f}"
         for seed in sorted(mine.keys() & other.keys())
     )
-    return difference(*common(mine, other), f"per seed {each}")
+    if not _by_class(mine):
+        return difference(*common(mine, other), f"per seed {each}")
+    apart, _, reach = points(mine, other).partition(" ")
+    return f"{apart} points (95 % over classes: {reach[1:-1]}; per seed {each})"
 
 
 def common(mine: Seeds, other: Seeds) -> tuple[list[float], list[float]]:

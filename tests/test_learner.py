@@ -676,6 +676,10 @@ def test_a_saved_version_of_a_run_on_features_learns_a_class_without_a_text(tmp_
     learner = everclip.Learner.load(tmp_path / "v1", progress=False)
     more, names = rows(["c"])
     assert learner.learn(features=more, labels=names).classes == ["a", "b", "c"]
+    for number, words in enumerate((["forget", "v1", "--class", "b"], ["classes", "v1", "remove", "b"])):
+        out = str(tmp_path / f"w{number}")
+        assert main([words[0], str(tmp_path / words[1]), *words[2:], "-o", out]) == 0
+        assert everclip.Learner.load(out, progress=False).classes == ["a"]
 
 
 def test_features_and_images_are_not_mixed_up(learner: everclip.Learner, tmp_path: Path) -> None:

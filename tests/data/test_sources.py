@@ -159,7 +159,10 @@ def test_names_that_begin_with_underscores(tmp_path: Path) -> None:
     (tmp_path / "red").rename(tmp_path / "__red__")
     for file in (tmp_path / "__red__").iterdir():
         file.rename(file.with_name(f"__{file.name}"))
-    for name in ("__MACOSX/green/._0.png", ".trash/0.png", "green/._0.png", "green/__MACOSX/0.png"):
+    for name in (
+        *("__MACOSX/green/._0.png", ".trash/0.png", "green/._0.png", "green/__MACOSX/0.png"),
+        "__pycache__/a.pyc",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tmp_path / "green" / "0.png", tmp_path / name)
     found = data.load(f"imagefolder:{tmp_path}")

@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import transformers
+from transformers.models.auto import tokenization_auto
 
 from everclip.errors import UserError
 from everclip.models import vetted, zoo
@@ -111,6 +112,19 @@ def test_what_earlier_versions_of_transformers_wrote_is_accepted(tmp_path: Path)
         additional_special_tokens=["<extra_id_0>", token],
     )
     assert vetted.tokenizer({"hf_tokenizer_name": "org/text"}, str(tmp_path), "here")
+
+
+def test_what_transformers_adds_to_settings_of_the_hub_is_accepted(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 4 notes the commit that it has read them from."""
+    asked = tokenization_auto.get_tokenizer_config
+
+    def noted(*words: Any, **more: Any) -> dict[str, Any]:
+        return {**asked(*words, **more), "_commit_hash": "0" * 40}
+
+    monkeypatch.setattr(tokenization_auto, "get_tokenizer_config", noted)
+    zoo.load(str(copy))
 
 
 def test_what_a_text_tower_does_not_know_is_left_out(copy: Path, tiny: Path) -> None:

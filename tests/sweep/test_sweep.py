@@ -480,6 +480,7 @@ def test_a_gpu_is_given_only_to_runs_that_take_any() -> None:
     assert slots.gpus(["cpu", "auto"]) == []
     assert slots.gpus(["cuda:1"]) == []
     assert slots.accelerators(["auto", "cpu", "cuda", "cuda:1", "mps"]) == {"cuda:1", "mps"}
+    assert [slot["OMP_NUM_THREADS"] for slot in slots.slots(16, [], 1, 16)] == ["16"]
 
 
 def test_a_search_has_the_device_of_its_cells(tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,6 +770,10 @@ def test_runs_that_wait_for_a_search_are_shown_and_none_waits_for_one_that_faile
     assert search.startswith("everclip tune")
     assert [shlex.split(line)[-1] for line in runs] == [f"out={out}/ncm_s0", f"out={out}/ncm_s1"]
     session = Session.of(words, ["lr=1e-5,1e-4"])
+    run(out / "gcl_s0", *tokens, "method=gcl", "memory.budget=12", "seed=0")  # not tuned
+    job = session.held[0][0]
+    assert [Path(cell["run"]).name for cell in session.cells()][2:] == [f"gcl_s0_{job.key[:6]}", "gcl_s1"]
+    shutil.rmtree(out / "gcl_s0")
     session.folder.failures[session.searches[0].key] = "it is wrong"
     with session.folder:
         session.write()

@@ -88,7 +88,7 @@ def sweep(
         named = [cell.config.device for cell in session.asked.cells]
         devices = gpus(named)
         if not devices and jobs is None and accelerators(named):
-            jobs = 1  # otherwise as many as cores would share the one that they name
+            jobs, threads = 1, threads or cores()  # as many as cores would share the one that they name
         session.run(slots(cores(), devices, jobs, threads), drop_checkpoints)
     if session.dropped:
         print(
@@ -118,7 +118,9 @@ def _hand_over(session: Session, slurm: bool, settings: list[str]) -> int:
     folder, left_out = session.folder, _left_out(session)
     commands = [search.command() for search in session.searches if search.key not in folder.failures]
     if commands:
-        print(f"searches first: repeat the same command when these have ended{left_out}", file=sys.stderr)
+        print(
+            f"searches first: repeat the same command when all of these have ended{left_out}", file=sys.stderr
+        )
     else:
         done, count = len(session.having("finished")), len(session.jobs) + len(session.held)
         print(f"{done} of {count} runs are finished{left_out}", file=sys.stderr)

@@ -27,7 +27,8 @@ _IDLE = {
 """Keys of a tower's config that say where it came from, or how it is trained."""
 _TRANSFORMER = (
     *("hidden_act", "feed_forward_proj", "num_attention_heads", "num_heads", "pad_token_id"),
-    *("layer_norm_eps", "layer_norm_epsilon", "is_decoder", "relative_attention_max_distance"),
+    *("layer_norm_eps", "layer_norm_epsilon", "relative_attention_max_distance"),
+    *("encoder_attention_heads", "activation_function", "scale_embedding"),
 )
 """Keys of a Hugging Face text tower's config that its weights do not show."""
 

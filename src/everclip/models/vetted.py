@@ -35,6 +35,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _CODE = ("auto_map", "trust_remote_code")
 _ELSEWHERE = ("configuration_files", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object")
 """Keys that make transformers read other files or pass objects."""
+_COMMIT = "_commit_hash"
+"""What transformers 4 adds to the settings that it has read."""
 _SPECIAL = "special_tokens_map.json"
 _PERHAPS: Any = {
     f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
@@ -156,7 +158,7 @@ def tokenizer(text: Mapping[str, Any], folder: str | None, where: str) -> dict[s
     from transformers.utils.hub import cached_file
 
     home = _home(name, folder, where)
-    own = get_tokenizer_config(home)
+    own = {key: value for key, value in get_tokenizer_config(home).items() if key != _COMMIT}
     try:
         model, _ = PretrainedConfig.get_config_dict(home)
     except OSError:  # a tokenizer alone

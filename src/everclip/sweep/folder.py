@@ -99,6 +99,11 @@ class Folder:
             self._names[job.key] = name
             taken.add(name)
 
+    def free(self, job: Job) -> Path:
+        """Return a directory for a job that no run has."""
+        taken = len(job.name) >= 200 or (self.path / job.name).exists()
+        return self.path / (named(job.name, job.key) if taken else job.name)
+
     def _take(self, folder: Path) -> None:
         """Note a run directory; of several with the same content, prefer a finished one."""
         try:
@@ -119,15 +124,20 @@ class Folder:
         return found if _RECORD(found) else {}
 
     def write(
-        self, command: Sequence[str], jobs: Sequence[Job], held: Sequence[tuple[Cell, str, str]] = ()
+        self,
+        command: Sequence[str],
+        jobs: Sequence[Job],
+        held: Sequence[tuple[Path, str, Sequence[Cell]]] = (),
     ) -> None:
         """Write sweep.json.
 
         Args:
-            held: cells that wait for a search, each with the names of its run and of the search.
+            held: a directory, the name of a search, and the cells that wait for it.
         """
         cells = [{**cell.values, "run": self.place(job).name} for job in jobs for cell in job.cells]
-        cells += [{**cell.values, "run": run, "search": search} for cell, run, search in held]
+        cells += [
+            {**cell.values, "run": run.name, "search": name} for run, name, some in held for cell in some
+        ]
         values: dict[str, Any] = {
             "schema": SCHEMA,
             "everclip": __version__,

@@ -182,7 +182,7 @@ class Session:
 
     def write(self) -> None:
         """Write sweep.json, with the cells that wait for a search."""
-        held = [(cell, job.name, search.name) for job, search in self.held for cell in job.cells]
+        held = [(self.folder.free(job), search.name, job.cells) for job, search in self.held]
         self.folder.write(self.command, self.jobs, held)
 
     def _run(self, slots: Sequence[Environment], drop: bool) -> None:
@@ -296,7 +296,7 @@ class Session:
             )
         for job, search in self.held:
             error = failures.get(search.key)
-            found.append((job, self.folder.path / job.name, "failed" if error else "waiting", error))
+            found.append((job, self.folder.free(job), "failed" if error else "waiting", error))
         rows: list[Json] = []
         for job, place, state, error in found:
             known = schema.read(place / "results.json") if state == "finished" else {}

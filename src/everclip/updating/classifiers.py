@@ -68,11 +68,6 @@ class Known:
         )
 
 
-def prompts_of(model: Deployed) -> tuple[str, ...]:
-    """Return the prompts of a model's classes to come; none with features, where only old classes have texts."""
-    return model.templates if model.encoder.image_size else ()
-
-
 def text_form(spec: str, known: Known, clip: Clip, method: str) -> Deployed:
     """Return the text tower of ``clip`` over all classes; ``method`` is what trained it, for the record."""
     plan = plan_of(known.card("text", {"name": method}))

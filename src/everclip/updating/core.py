@@ -107,7 +107,10 @@ def prepare(
 
 
 def spoken(state: State, new: Dataset) -> State:
-    """Return the state with the prompts of its first data set, if that has its own and the model has a text tower."""
+    """Return the state with the prompts of its first data set, if that has its own and the model has a text tower;
+    without prompts if it takes features, where only old classes have texts."""
+    if not state.frozen.image_size:
+        return replace(state, known=replace(state.known, templates=()))
     if state.model is not None or not state.known.templates or new.templates == (PHOTO,):
         return state
     return replace(state, known=replace(state.known, templates=new.templates))

@@ -35,7 +35,7 @@ from everclip.system import trust
 from everclip.system.atomic import recover
 from everclip.training.restore import device
 from everclip.updating import state as states
-from everclip.updating.classifiers import Known, labels_of, prompts_of, widths
+from everclip.updating.classifiers import Known, labels_of, widths
 from everclip.updating.state import FROZEN_TRAINED, State
 
 MOST_OLDER = 100
@@ -127,7 +127,8 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     tasks = tuple(CardTask(name=one.name, labels=[place[label] for label in one.classes]) for one in found)
     clip = whole(model.encoder)
     base = _base(clip, config.model, config.defaults)
-    found = _fresh(spec, model, Known(names, tasks, prompts_of(model), base), clip, older)
+    templates = model.templates if clip.image_size else ()  # with features, only old classes have texts
+    found = _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
     trained = model.plan.method.capabilities.trains
     return replace(found, record={FROZEN_TRAINED: trained})
 

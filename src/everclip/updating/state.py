@@ -45,7 +45,7 @@ from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST, UNSIGNED
 from everclip.system.reading import read_json
 from everclip.system.text import check
-from everclip.updating.classifiers import Known, layered, prompts_of, weights_of
+from everclip.updating.classifiers import Known, layered, weights_of
 
 FORMAT = 1
 IMAGES = "images.zip"
@@ -168,7 +168,7 @@ def read(folder: Path) -> State:
         exemplars, checks = read_images(folder, clip)
         sums = Sums.load(folder / SUMS)
         tasks = tuple(cards.CardTask.model_validate(task) for task in record["tasks"])
-        known = Known(model.names, tasks, prompts_of(model), record["base"])
+        known = Known(model.names, tasks, model.templates, record["base"])
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
         layered(frozen or clip, sums)

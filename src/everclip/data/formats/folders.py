@@ -73,8 +73,8 @@ def check_text(names: Sequence[str], where: str) -> None:
 
 
 def _hidden(name: str) -> bool:
-    """Return whether a folder is hidden, or is what macOS adds to an archive."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Return whether a folder is hidden, or is what macOS adds to an archive or Python to a folder."""
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
 
 
 def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
