@@ -28,7 +28,6 @@ from everclip.runs.find import not_begun
 from everclip.runs.run import Run
 from everclip.sweep import pool, searches, slots, trials
 from everclip.sweep.folder import Folder, busy, drop_checkpoints
-from everclip.sweep.grid import Job
 from everclip.sweep.pool import GRACE, Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.tune import split, tune
@@ -193,10 +192,10 @@ def test_a_full_disk_is_said_and_holds_up_no_run(
     """The failure of the first run cannot be noted; the second one is trained."""
     write = Folder.write
 
-    def full(folder: Folder, command: Sequence[str], jobs: Sequence[Job]) -> None:
+    def full(folder: Folder, *asked: Any) -> None:
         if folder.failures:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(folder, command, jobs)
+        write(folder, *asked)
 
     monkeypatch.setattr(Folder, "write", full)
     out = tmp_path / "s"
@@ -257,8 +256,9 @@ def test_tuned_values_come_from_the_first_two_tasks(
     words = ["sweep", *tokens, "method=gcl,ncm", "memory.budget=12", "seed=0..1", f"out={out}"]
     words += ["--tune", "lr=1e-5,1e-2", "--tune", "method.gcl.tau=0.05,0.1"]
     assert main([*words, "--print"]) == 0
-    (command,) = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    command, *plain = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert command[:2] == ["everclip", "tune"]
+    assert [words[1] for words in plain] == ["train", "train"]  # ncm is not tuned
     assert "method.tau=0.05,0.1" in command
     assert main(command[1:]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -173,7 +173,7 @@ def _names(origin: Origin, classes: Sequence[str]) -> tuple[str, ...]:
         places = range(len(classes)) if len(lines) == len(classes) else [*map(int, classes)]
         if max(places) >= len(lines):
             raise UserError(
-                f"{origin.where} has class {places[-1]}, and {path} {len(lines)} lines: name all from 0"
+                f"{origin.where} has class {max(places)}, and {path} {len(lines)} lines: name all from 0"
             )
         for place, number in zip(places, classes, strict=True):
             if not lines[place]:
