@@ -53,6 +53,7 @@ from everclip.training.frozen import folds
 
 BATCH, CHUNK = 128, 1024
 MOST_STAGES = 6
+"""Number of last stages that are read at scale 1."""
 MOST_WIDE = 10_000
 """Most training images for which ``ranpac`` is also solved on folds: with more, each takes a quarter of an hour."""
 
@@ -71,7 +72,7 @@ class Rows(NamedTuple):
     ids: Tensor
 
     def features(self, form: Form) -> Tensor:
-        """The features of a form, in fp64 and unit length."""
+        """The features of a form, in fp64 and, unless they are raw, of unit length."""
         weights = USUAL * (form.stages + (form.tried == "maxima"))
         views = [view for scale in form.scales for view in self.views(scale)[: 1 + form.mirror]]
         if form.raw:

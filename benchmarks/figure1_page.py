@@ -288,16 +288,21 @@ def claims(runs: Sequence[RunData]) -> list[str]:
 
 def points(mine: Seeds, other: Seeds) -> str:
     """Return a difference with its interval, for a table."""
-    seeds = mine.keys() & other.keys()
-    if not seeds:
+    if not mine.keys() & other.keys():
         return "–"
     if _by_class(mine):
-        found, low, high = over_classes(*([runs[seed].results for seed in seeds] for runs in (mine, other)))
-        return f"{found:+.1f} ({low:+.1f} to {high:+.1f})"
+        apart, low, high = between(mine, other)
+        return f"{apart:+.1f} ({low:+.1f} to {high:+.1f})"
     found = paired(*common(mine, other))
     if found.low is None or found.high is None:
         return f"{100 * found.difference:+.1f}"
     return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def between(mine: Seeds, other: Seeds) -> tuple[float, float, float]:
+    """Return the difference in the seeds that two cells share, and the ends of its interval over classes."""
+    seeds = mine.keys() & other.keys()
+    return over_classes(*([runs[seed].results for seed in seeds] for runs in (mine, other)))
 
 
 def _by_class(runs: Seeds) -> bool:
@@ -326,8 +331,8 @@ def lead(mine: Seeds, other: Seeds) -> str:
     )
     if not _by_class(mine):
         return difference(*common(mine, other), f"per seed {each}")
-    apart, _, reach = points(mine, other).partition(" ")
-    return f"{apart} points (95 % over classes: {reach[1:-1]}; per seed {each})"
+    apart, low, high = between(mine, other)
+    return f"{apart:+.1f} points (95 % over classes: {low:+.1f} to {high:+.1f}; per seed {each})"
 
 
 def common(mine: Seeds, other: Seeds) -> tuple[list[float], list[float]]:

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from everclip.methods.shared.closed_form import best_lam
+from everclip.methods.shared.closed_form import best_lam, regular
 
 CHUNK = 4096
 """Number of rows that are in fp64 at once."""
@@ -50,9 +50,7 @@ def doubts(features: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"], classe
         gram.addmm_(rows.T, rows)
         cross.addmm_(rows.T, one_hot(own, classes).double())
     lam = max(best_lam(gram, cross, float(len(labels)), len(labels)), torch.finfo(torch.float64).tiny)
-    regular = gram.clone()
-    regular.diagonal().add_(lam)
-    factor = torch.linalg.cholesky(regular)
+    _, factor = regular(gram, lam)
     weight = torch.cholesky_solve(cross, factor)
     doubt, other = [], []
     for rows, own in _chunks(features, labels, mean):

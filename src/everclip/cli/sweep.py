@@ -168,10 +168,7 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
             (f"tune {search.name}", "failed" if search.key in failures else "waiting", "")
             for search in session.searches
         ]
-        rows += [(folder.place(job).name, folder.state(job), str(len(job.cells))) for job in session.jobs]
-        for job, search in session.held:
-            state = "failed" if search.key in failures else "waiting"
-            rows.append((job.name, state, str(len(job.cells))))
+        rows += [(place.name, state, str(len(job.cells))) for job, place, state, _ in session.every()]
         print_columns(rows, ("run", "state", "cells"))
         left_out, held = _left_out(session), len(session.held)
         missing = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,20 +285,20 @@ class Session:
         """Whether every cell has its results."""
         return not self.searches and len(self.having("finished")) == len(self.jobs)
 
-    def cells(self) -> list[Json]:
-        """Return each cell of the grid with its run, the run's state, and its main numbers."""
-        found: list[tuple[Job, Path, State, str | None]] = []
+    def every(self) -> Iterator[tuple[Job, Path, State, str | None]]:
+        """Yield each run with its directory, its state and the error of one that failed, or whose search did."""
         failures = self.folder.failures
         for job in self.jobs:
             state = self.folder.state(job)
-            found.append(
-                (job, self.folder.place(job), state, failures[job.key] if state == "failed" else None)
-            )
+            yield job, self.folder.place(job), state, failures[job.key] if state == "failed" else None
         for job, search in self.held:
             error = failures.get(search.key)
-            found.append((job, self.folder.free(job), "failed" if error else "waiting", error))
+            yield job, self.folder.free(job), "waiting" if error is None else "failed", error
+
+    def cells(self) -> list[Json]:
+        """Return each cell of the grid with its run, the run's state, and its main numbers."""
         rows: list[Json] = []
-        for job, place, state, error in found:
+        for job, place, state, error in self.every():
             known = schema.read(place / "results.json") if state == "finished" else {}
             row = {"run": str(place), "state": state, "error": error} | {
                 key: known.get(key) for key in verdict.METRICS

@@ -78,18 +78,8 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     sums = _without_images(state, given, gone)
     exact = all(int(sums.counts[label]) == 0 for label in gone)
     kept, checks = (part.select(~np.isin(part.ids, ids)) for part in (state.exemplars, state.checks))
-    rebuilt = False
+    sums = _without_classes(state, sums, gone, () if exact else (kept, checks))
     for label in sorted(gone, reverse=True):
-        if int(sums.counts[label]) == 0:
-            sums = sums.dropped(label)
-        else:
-            rebuilt = True
-            # higher labels have moved down already, in the sums as in the images
-            (one, other), _ = gather([kept, checks])
-            others = (one + other).select(
-                ~np.isin([*one.labels, *other.labels], [low for low in gone if low <= label])
-            )
-            sums = sums.without_class(label, *_columns(state, others), torch.from_numpy(others.ids))
         kept, checks = (_drop(part, label) for part in (kept, checks))
     kept, checks = _to_learn_from(sums, kept, checks)
     names = tuple(name for name in state.known.names if name not in classes)
@@ -101,7 +91,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
         "classes": len(classes),
         "images": len(np.unique(ids)),
         "exact": exact,
-        "second_moments_made_anew": rebuilt,
+        "second_moments_made_anew": not exact,
         "weights_trained_on_them": state.tuned is not None or state.frozen_trained,
     }
     record = dict(state.record) | {"forgotten": [*state.record.get("forgotten", []), report]}
@@ -160,6 +150,27 @@ def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:
         if label not in gone and not sums.counts[label] and not state.model.reads_text:
             name = state.known.names[label]
             raise UserError(f'no image of "{name}" would be left to know it by: use --class "{name}"')
+    return sums
+
+
+def _without_classes(state: State, sums: Sums, gone: Sequence[int], parts: Sequence[ImageSet]) -> Sums:
+    """Return the sums without the classes ``gone``.
+
+    Args:
+        parts: the images that are kept, if the sums still have some of these classes.
+    """
+    order = sorted(gone, reverse=True)  # so that the labels still to come stay
+    if not parts:
+        for label in order:
+            sums = sums.dropped(label)
+        return sums
+    (one, other), _ = gather(parts)
+    others = (one + other).select(~np.isin([*one.labels, *other.labels], gone))
+    rows, _ = _columns(state, others)
+    for label in order:
+        known = rows, torch.from_numpy(others.labels), torch.from_numpy(others.ids)
+        sums = sums.without_class(label, *known) if sums.counts[label] else sums.dropped(label)
+        others = _drop(others, label)
     return sums
 
 

@@ -27,19 +27,23 @@ def ridge(
     trace = gram.trace().item()
     real = torch.finfo(torch.float64)
     lam = max(lam, len(gram) * real.eps * trace, real.tiny)
-    factor = torch.linalg.cholesky(regular(gram, lam))
+    _, factor = regular(gram, lam)
     return torch.cholesky_solve(cross if prior is None else cross + lam * prior, factor)
 
 
-def regular(gram: Float64[Tensor, "m m"], lam: float) -> Float64[Tensor, "m m"]:
-    """Return G + lam I, positive definite for lam > 0: without the negative eigenvalues that images leave in G which
-    were taken out of it and were not in it exactly."""
+def regular(
+    gram: Float64[Tensor, "m m"], lam: float
+) -> tuple[Float64[Tensor, "m m"], Float64[Tensor, "m m"]]:
+    """Return G + lam I, positive definite for lam > 0, and its Cholesky factor: without the negative eigenvalues that
+    images leave in G which were taken out of it and were not in it exactly."""
     made = gram.clone()
     made.diagonal().add_(lam)
-    if torch.linalg.cholesky_ex(made).info:
+    factor, failed = torch.linalg.cholesky_ex(made)
+    if failed:
         values, vectors = torch.linalg.eigh(gram)
         made = (vectors * (values.clamp(min=0) + lam)) @ vectors.T
-    return made
+        factor = torch.linalg.cholesky(made)
+    return made, factor
 
 
 def demand_finite(gram: Float64[Tensor, "m m"]) -> None:

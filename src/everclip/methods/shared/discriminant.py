@@ -80,7 +80,7 @@ def whitened(
     offsets = means - centre
     # a class at the centre has no direction, whichever way rounding points
     offsets = offsets * (offsets.norm(dim=1, keepdim=True) > ROUNDING * means.norm())
-    weight = ridge(regular(covariance, lam), offsets.T.contiguous(), 0.0)
+    weight = ridge(regular(covariance, lam)[0], offsets.T.contiguous(), 0.0)
     lengths = (offsets.T * weight).sum(0).clamp(min=0).sqrt()
     weight = weight / lengths.clamp(min=torch.finfo(torch.float64).tiny)
     return weight, -(centre @ weight), lengths

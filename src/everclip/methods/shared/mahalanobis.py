@@ -112,7 +112,7 @@ def left_out(
 
 def _inverse(covariance: Float64[Tensor, "m m"], share: float) -> Float64[Tensor, "m m"]:
     lam = share * (covariance.diagonal().mean().item() or 1.0)
-    return torch.cholesky_inverse(torch.linalg.cholesky(regular(covariance, lam)))
+    return torch.cholesky_inverse(regular(covariance, lam)[1])
 
 
 class Quadratic(nn.Module):
