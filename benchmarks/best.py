@@ -2,8 +2,8 @@
 
     EVERCLIP_DATA=/folder/with/caltech50/pacs128/cifar100 python -m benchmarks.best
 
-reads each picture once (model ``lite``, 96 px or 224: the tower's output, the means of its last three stages and their
-maxima, of the picture and its mirror image), solves every form from the sums of the training images, and writes
+reads each picture once (model ``lite``, 96 px or 224: the output, means of the last six stages and maxima of three,
+of the picture and its mirror image), solves every form from the sums of the training images, and writes
 benchmarks/best.md after each set. Sums do not depend on the order of tasks, so a form's last accuracy holds for any
 order, and there is no seed. Cells in benchmarks/best/ are not computed again. Then come the runs of best_twin.py.
 Results with a memory are taken from docs/figure1/runs.
@@ -47,13 +47,13 @@ from everclip.methods.base.registry import method_class, options_of
 from everclip.methods.shared import closed_form
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.models.depths import USUAL, resized, side_by_side
+from everclip.models.depths import FALLING, STAGES, resized, side_by_side
 from everclip.models.trunk import Parts
 from everclip.training.frozen import folds
 
 BATCH, CHUNK = 128, 1024
-MOST_STAGES = 6
-"""Number of last stages that are read at scale 1."""
+LATE = 3
+"""Number of last stages that are read at any scale; at scale 1 it is ``STAGES``."""
 MOST_WIDE = 10_000
 """Most training images for which ``ranpac`` is also solved on folds: with more, each takes a quarter of an hour."""
 
@@ -73,21 +73,28 @@ class Rows(NamedTuple):
 
     def features(self, form: Form) -> Tensor:
         """The features of a form, in fp64 and, unless they are raw, of unit length."""
-        weights = USUAL * (form.stages + (form.tried == "maxima"))
         views = [view for scale in form.scales for view in self.views(scale)[: 1 + form.mirror]]
         if form.raw:
             stages = [torch.cat([blocks[0], *stages_of(blocks)[: form.raw]], 1) for blocks in views]
             return torch.stack(stages).double().mean(0)
-        if form.tried == "six stages":
-            weights, views = (1.0,) * MOST_STAGES, [[blocks[0], *stages_of(blocks)] for blocks in views]
-        found = [side_by_side(blocks[: 1 + len(weights)], weights, form.root) for blocks in views]
+        weights: tuple[float, ...] = ()
+        if form.stages:
+            weights = FALLING if form.stages == "falling" else (1.0,) * STAGES
+        chosen = [[blocks[0], *stages_of(blocks)[: len(weights)]] for blocks in views]
+        if form.tried == "maxima":
+            weights += (1.0,) * LATE
+            chosen = [
+                [*means, *blocks[1 + LATE : 1 + 2 * LATE]]
+                for means, blocks in zip(chosen, views, strict=True)
+            ]
+        found = [side_by_side(blocks, weights, form.root) for blocks in chosen]
         rows = normalize(torch.stack(found).sum(0), dim=1).double()
         return beside_random(rows) if form.tried == "random features" else rows
 
 
 def stages_of(blocks: list[Tensor]) -> list[Tensor]:
     """The means of the last stages in a view at scale 1, the very last first."""
-    return [*blocks[1 : 1 + len(USUAL)], *blocks[1 + 2 * len(USUAL) :]]
+    return [*blocks[1 : 1 + LATE], *blocks[1 + 2 * LATE :]]
 
 
 def beside_random(rows: Tensor) -> Tensor:
@@ -109,7 +116,7 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
         def hear(_: Any, __: Any, found: Tensor) -> None:
             heard.append(found)
 
-        blocks = Parts.of(visual, "").blocks[-MOST_STAGES:]
+        blocks = Parts.of(visual, "").blocks[-STAGES:]
         hooks = [visual.get_submodule(path).register_forward_hook(hear) for path in blocks]
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(images), BATCH):
@@ -121,7 +128,7 @@ def read(clip: Clip, images: ImageSet, file: Path, scale: float) -> Views:
             for view, shown in (("plain", inputs), ("mirrored", inputs.flip(3))):
                 heard.clear()
                 output = visual(shown)
-                last, earlier = heard[: -len(USUAL) - 1 : -1], heard[-len(USUAL) - 1 :: -1]
+                last, earlier = heard[: -LATE - 1 : -1], heard[-LATE - 1 :: -1]
                 found = [output, *(block.mean((2, 3)) for block in last)]
                 if scale == 1:
                     found += [block.amax((2, 3)) for block in last]

@@ -38,6 +38,7 @@ from everclip.metrics.calibration import fit, probabilities
 from everclip.metrics.unknown import auroc, fpr95, held_out
 from everclip.models import zoo
 from everclip.models.clip import Clip
+from everclip.models.depths import Depths
 from everclip.runs.card import CardTask
 from everclip.seeding import hash64
 from everclip.updating.classifiers import Known, closed_form, columns_of, features
@@ -69,7 +70,7 @@ def pictures(scratch: Path, clip: Clip) -> dict[str, Rows]:
             images, file = getattr(found, part), scratch / f"unknown-{name}-{part}.npy"
             if not file.exists():
                 pixels = Pixels(images.store, clip.eval_transform, SIZE, 0)
-                np.save(file, features(clip, images, pixels).numpy())
+                np.save(file, features(clip, images, pixels, Depths()).numpy())
             made[f"{name} {part}"] = torch.from_numpy(np.load(file)), images
     return made
 

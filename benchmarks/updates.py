@@ -208,7 +208,9 @@ def reference(one: Setting, choice: str, scratch: Path) -> Json:
     clip = state.frozen
     if choice == "ridge on all images":
         ids, of = torch.from_numpy(everything.ids), torch.from_numpy(everything.labels)
-        sums = state.sums.widened(len(tests.names)).plus(features(clip, everything, pixels), of, ids)
+        sums = state.sums.widened(len(tests.names)).plus(
+            features(clip, everything, pixels, state.known.depths), of, ids
+        )
         model = closed_form("lite", known, clip, {"name": "ridge", "prior": "text"}, sums)
     elif choice == "joint":
         steps = sum(max(20, 2 * -(-len(part) // 32)) for part in parts)

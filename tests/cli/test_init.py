@@ -51,7 +51,7 @@ def test_the_config_is_a_plan_as_it_is(here: Path, domains: bool) -> None:
     folder = "art" if domains else "photos"
     assert main(["init", folder]) == 0
     config = resolve(load_config([f"{folder}.toml"]))
-    assert config.defaults == 2
+    assert config.defaults == 3
     assert config.memory.per_class == (3 if domains else 1)
     assert config.scenario.kind == ("domain-incremental" if domains else "class-incremental")
     assert len(Plan.of(config).tasks) == 3

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from everclip.errors import UserError
 from everclip.models import zoo
 from everclip.models.clip import Clip
-from everclip.models.depths import Depths
+from everclip.models.depths import Depths, Usual
 from everclip.models.trunk import Parts
 from tests.methods.stages import TIMM, batch, clip_with
 from tests.models.test_split import TOWERS
@@ -116,10 +116,27 @@ def test_what_cannot_be_read(toy: str, tmp_path: Path) -> None:
 
 def test_usual_weights_as_far_as_a_tower_has_blocks(toy: str, tmp_path: Path) -> None:
     clip = zoo.load(toy).requires_grad_(False)  # of two blocks
-    usual = Depths().read(clip.model.visual, pixels(clip))
-    assert torch.equal(usual, Depths((0.5, 0.5)).read(clip.model.visual, pixels(clip)))
+    both: list[tuple[Usual, float]] = [("equal", 1.0), ("falling", 0.5)]
+    for usual, weight in both:
+        rows = Depths(usual).read(clip.model.visual, pixels(clip))
+        assert torch.equal(rows, Depths((weight,) * 2).read(clip.model.visual, pixels(clip)))
     other = zoo.load(clip_with(tmp_path / "model", **TIMM, timm_model_name="test_nfnet")).requires_grad_(
         False
     )
     alone = Depths().read(other.model.visual, pixels(other))
     assert torch.equal(alone, Depths(()).read(other.model.visual, pixels(other)))
+
+
+@pytest.mark.parametrize(
+    ("vision", "weights"), [(TOWERS["lite's"], (1.0,) * 6), (TOWERS["ViT"] | {"layers": 4}, (1.0,) * 3)]
+)
+def test_a_transformer_has_fewer_usual_blocks(
+    vision: dict[str, Any], weights: tuple[float, ...], tmp_path: Path
+) -> None:
+    """They are as wide as the tower, where early stages of a convolutional tower are narrow."""
+    clip = zoo.load(clip_with(tmp_path / "model", **vision)).requires_grad_(False)
+    usual, wanted = (
+        Depths(found, mirror=False).read(clip.model.visual, pixels(clip))
+        for found in (Depths().weights, weights)
+    )
+    assert torch.equal(usual, wanted)

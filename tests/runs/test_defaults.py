@@ -45,6 +45,7 @@ class Changed(Method):
         rate: float = Field(default=0.5, description="", json_schema_extra={"before": 0.1})
         most: int | None = Field(default=4, description="", json_schema_extra={"before": None})
         least: int | None = Field(default=None, description="", json_schema_extra={"before": 2})
+        late: str = Field(default="c", description="", json_schema_extra={"before": "b", "until": 2})
     def encode(self, clip, batch, phase):
         return {}
     def loss(self, features, batch, phase):
@@ -65,26 +66,28 @@ def values(config: configs.Config) -> dict[str, Any]:
     return method_config(config).model_dump() | {"epochs": config.train.epochs}
 
 
-NEW = {"rate": 0.5, "most": 4, "least": None, "epochs": 7}
-OLD = {"rate": 0.1, "most": None, "least": 2, "epochs": 3}
+NEW = {"rate": 0.5, "most": 4, "least": None, "late": "c", "epochs": 7}
+OLD = {"rate": 0.1, "most": None, "least": 2, "late": "b", "epochs": 3}
 NAMED = "method=everclip_changed.changed"
 
 
 def test_what_is_typed_gets_the_newest_or_those_it_asks_for() -> None:
     assert values(resolve(load_config([NAMED]))) == NEW
     assert values(resolve(load_config([NAMED, "defaults=1"]))) == OLD
+    assert values(resolve(load_config([NAMED, "defaults=2"]))) == {**NEW, "late": "b"}
     some = ["method.rate=0.2", "method.least=none", "method.most=auto", "train.epochs=5"]
     config = resolve(load_config([NAMED, "defaults=1", *some]))
-    assert values(config) == {"rate": 0.2, "most": None, "least": None, "epochs": 5}
+    assert values(config) == {"rate": 0.2, "most": None, "least": None, "late": "b", "epochs": 5}
     assert values(resolve(load_config([NAMED, *some]))) == {
         "rate": 0.2,
         "most": 4,
         "least": None,
+        "late": "c",
         "epochs": 5,
     }
 
 
-@pytest.mark.parametrize("defaults", [1, 2])
+@pytest.mark.parametrize("defaults", [1, 2, 3])
 def test_what_is_written_says_which_it_has(defaults: int, tmp_path: Path) -> None:
     config = resolve(load_config([NAMED, f"defaults={defaults}", "method.least=none"]))
     path = tmp_path / "again.toml"
@@ -110,8 +113,8 @@ def test_a_file_of_ours_without_the_key_has_the_first(tmp_path: Path) -> None:
 
 
 def test_a_wrong_generation_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^defaults is 3: use 1 or 2$"):
-        load_config(["defaults=3"])
+    with pytest.raises(UserError, match=r"^defaults is 4: use 1 or 2 or 3$"):
+        load_config(["defaults=4"])
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
@@ -129,7 +132,7 @@ def test_a_kept_config_has_the_values_it_had(path: Path, tmp_path: Path) -> None
 def test_a_model_folder_without_the_key_has_the_first() -> None:
     config = resolve(load_config(["method=finetune"]))
     kept = card.settings(config)
-    assert kept.pop("defaults") == 2
+    assert kept.pop("defaults") == 3
     known = {
         "classes": ["a"],
         "tasks": [{"name": "1", "labels": [0]}],

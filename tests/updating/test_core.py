@@ -133,7 +133,7 @@ def test_check_images_are_not_in_what_is_compared_on_them(toy: str, tmp_path: Pa
     assert trial.checked.counts.tolist() == [5, 5]
     assert trial.sums.counts.tolist() == [6, 6]
     direct = trial.state.sums.widened(2).plus(
-        core.features(state.frozen, found.new, found.pixels),
+        core.features(state.frozen, found.new, found.pixels, state.known.depths),
         torch.from_numpy(found.new.labels),
         torch.from_numpy(found.new.ids),
     )

@@ -57,7 +57,9 @@ def test_check_images_are_scored_as_if_they_were_not_in_the_sums(one: State) -> 
     assert model is not None
     assert model.unknown is not None
     pixels = Pixels(one.checks.store, one.frozen.eval_transform, one.frozen.image_size, 0)
-    rows = features(one.frozen, one.checks, pixels)[:, columns_of("multilayer_lda", one.frozen)]
+    rows = features(one.frozen, one.checks, pixels, one.known.depths)[
+        :, columns_of("multilayer_lda", one.frozen)
+    ]
     wanted = np.sort(left_out(model, "relative_mahalanobis", rows, one.checks.labels))
     np.testing.assert_allclose(model.unknown.scores, wanted, rtol=1e-3)
     apart = left_out(model, "mahalanobis", rows, one.checks.labels)

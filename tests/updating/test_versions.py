@@ -6,14 +6,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch.testing import assert_close
 
 from everclip.cli.app import main
+from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.inference.model import open_model
+from everclip.methods.shared.layers import Layers
+from everclip.models.depths import Depths
 from everclip.runs.card import CALIBRATION_FILE
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed
 from everclip.system.checkpoint import BEFORE, EARLIER
+from everclip.updating.classifiers import features
 from everclip.updating.state import read
 from everclip.updating.versions import rollback, write_next
 from tests.learned import coloured
@@ -156,6 +162,33 @@ def test_a_version_of_an_earlier_release_is_read_updated_and_rolled_back(version
     assert checkpoint.identity(versions / "v2") == checkpoint.identity(versions / "v1")
     with pytest.raises(UserError, match="keeps no previous version"):
         rollback(versions / "v2")
+
+
+def test_versions_read_the_tower_as_the_first_one_did(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of the layers as everclip 0.1.0 read them get no others, though these are as wide."""
+    with monkeypatch.context() as patch:
+        patch.setattr("everclip.updating.start.NEWEST", 2)
+        state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    state = begin(str(tmp_path / "v1"))
+    new = colours(tmp_path / "cold", COLD)
+    made = written(updated(state, new, method="layers"), state, tmp_path / "v2")
+    older, newer = Depths("falling"), Depths("equal")
+    assert (made.known.depths, begin(toy).known.depths) == (older, newer)
+    images = new.train + new.test
+    pixels = Pixels(images.store, made.frozen.eval_transform, made.frozen.image_size, 0)
+    known = torch.from_numpy(images.labels == 0)
+    label = made.known.names.index(new.class_names[0])
+    total, other = (
+        features(made.frozen, images, pixels, depths)[known].double().sum(0) for depths in (older, newer)
+    )
+    assert_close(made.sums.sums[label], total)
+    assert (total - other).abs().max() > 0.1
+    model = open_model(str(tmp_path / "v2"))
+    assert model.plan is not None
+    assert isinstance(model.plan.method, Layers)
+    assert model.plan.method.depths == older
 
 
 def test_a_damaged_version_before_is_not_put_in_place(versions: Path) -> None:

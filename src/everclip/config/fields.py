@@ -46,15 +46,18 @@ def kinds(annotation: object) -> set[object]:
     return {origin or annotation}
 
 
-def before(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the options whose default differed under ``defaults = 1``, with that default.
+def before(model: type[BaseModel], generation: int = 1) -> dict[str, Any]:
+    """Return the options whose default differed in a generation of defaults, with that default.
 
-    A field says so with ``json_schema_extra={"before": VALUE}``.
+    A field says so with ``json_schema_extra={"before": VALUE}``, and ``"until": N`` if that holds up to generation N,
+    not only in the first.
     """
     return {
         name: extra["before"]
         for name, field in model.model_fields.items()
-        if isinstance(extra := field.json_schema_extra, dict) and "before" in extra
+        if isinstance(extra := field.json_schema_extra, dict)
+        and "before" in extra
+        and generation <= int(str(extra.get("until", 1)))
     }
 
 

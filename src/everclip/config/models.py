@@ -25,7 +25,7 @@ from everclip.config.sections import (
 )
 from everclip.errors import shown
 
-NEWEST = 2
+NEWEST = 3
 """The current generation of defaults. An option whose default changed keeps the earlier one in its ``before``."""
 
 
@@ -117,9 +117,9 @@ class Config(Section):
         default=False,
         description="trial run: the first two tasks, 32 training and 32 test images, two steps per phase",
     )
-    defaults: Literal[1, 2] = Field(
+    defaults: Literal[1, 2, 3] = Field(
         default=NEWEST,
-        description="generation of defaults that fills in what is not given: 2 (current) or 1 (earlier); a"
+        description="generation of defaults that fills in what is not given: 3 (current), or 1 or 2 (earlier); a"
         " run directory without the key has 1",
     )
     references: Literal["auto", "none", "all"] = Field(

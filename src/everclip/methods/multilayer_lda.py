@@ -1,6 +1,7 @@
 """Shrunk linear discriminant analysis on several layers of a frozen tower, from running sums: no training. Ours.
 
-    x       = unit( mean over picture and mirror image of [ r(output) ; w_1 r(stage -1) ; w_2 r(stage -2) ; ... ] )
+    x       = unit( mean over picture and mirror image of [ r(output) ; w_1 r(stage -1) ; w_2 r(stage -2) ; ... ] ),
+              w_j = 1 for the last six stages of a convolutional tower or the last three blocks of a transformer
     r(a)    = unit( sign(a) sqrt(|a|) ),   a stage's mean over positions, a transformer block's class token
     S       = ( G - sum_k n_k mu_k mu_k' ) / n,     P = (S + s m I)^-1,  m = tr(S) / d,  g = mean of the mu_k
     score_k = (x - g)' P (mu_k - g) / |P^1/2 (mu_k - g)|
@@ -28,8 +29,8 @@ the trained tower fits its exemplars too well, its s is `follow_shrinkage`. A fi
 trains nothing and decides on w, except exemplars of the first task, on which the tower has trained.
 
     Parameters  none
-    State       d x d sums, a sum of features per class and domain (fp64); d = 1904 and 29 MB for the model lite; with a
-                twin half of the d x d sums of each tower, and an image tower
+    State       half of d x d sums, a sum of features per class and domain (fp64); d = 2048 and 17 MB for the model
+                lite; with a twin, the same for each tower and an image tower
     Passes      2 of the image tower in all with mirror images, and to predict; 4 with a twin, and those of adapt
     Exemplars   none; with adapt, a twin and follow_from per class, trains on exemplars and new images
 
@@ -56,7 +57,7 @@ from everclip.methods.shared.discriminant import Summed
 from everclip.methods.shared.drift import Carrier, Moves
 from everclip.methods.shared.layers import Layers, LayersConfig, Positive
 from everclip.methods.shared.statistics import Cells
-from everclip.methods.shared.sums import Sums, halved, whole
+from everclip.methods.shared.sums import Sums
 
 log = logging.getLogger("everclip")
 
@@ -100,7 +101,6 @@ class MultilayerLda(Layers):
         self.twin: Layers | None = None
         if config.adapt != "none" and config.twin:
             self.twin = Layers(config.model_copy(update={"adapt": "none"}), prompts)
-            self.halves = self.twin.halves = True
             self.passes = self.passes._replace(
                 after=(0.0, 4.0), read=lambda stage: 4.0, saved=lambda stage: 1.0
             )
@@ -122,8 +122,8 @@ class MultilayerLda(Layers):
             self.follow(clip, new, memory)
         elif task.index == 0 and self.goes_on and self.asks:
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
-        for side in self.sides if self.halves else ():
-            side.gram.copy_(whole(halved(side.gram), len(side.gram)))
+        for side in self.sides:
+            side.settle()
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
         """Return, in later tasks, all but a fifth (by id), which later decides on the weight of the towers.

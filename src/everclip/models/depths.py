@@ -31,8 +31,12 @@ from everclip.models.towers import is_convolutional
 from everclip.models.trunk import Parts
 
 Token = Literal["class", "mean"]
-USUAL = (0.5, 0.5, 0.25)
-"""Weights of the last three blocks."""
+Usual = Literal["equal", "falling"]
+"""Names of weights that hold for any tower: as many of them as it has blocks, and none if its blocks are unknown."""
+STAGES, BLOCKS = 6, 3
+"""Number of last blocks that ``equal`` reads of a convolutional tower and of a transformer, whose blocks are much wider
+and much more alike."""
+FALLING = (0.5, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Depths:
     """What is read from a tower.
 
     Args:
-        weights: of the last blocks, the very last first; the output has weight 1. None: those of ``USUAL``, as far as
-            the tower's blocks are known.
+        weights: of the last blocks, the very last first; the output has weight 1. ``equal``: 1 each, for ``STAGES`` or
+            ``BLOCKS`` of them; ``falling``: those of ``FALLING``.
         root: whether activations become their signed square roots.
         mirror: whether the mirror image is read too, where there are images.
         scales: sides of the views, as multiples of the picture's.
@@ -52,7 +56,7 @@ class Depths:
             projection.
     """
 
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | Usual = "equal"
     root: bool = True
     mirror: bool = True
     scales: tuple[float, ...] = (1.0,)
@@ -62,11 +66,12 @@ class Depths:
 
     def check(self, visual: nn.Module) -> None:
         """Refuse a tower that cannot be read this way. Raises UserError."""
-        blocks = Parts.of(visual, self._otherwise).blocks if self.weights else ()
-        if self.weights and len(self.weights) > len(blocks) and not self.raw:
-            raise UserError(
-                f"method.stages has {len(self.weights)} weights for {len(blocks)} blocks: leave some out"
-            )
+        if self.weights and not isinstance(self.weights, str):
+            blocks = Parts.of(visual, self._otherwise).blocks
+            if len(self.weights) > len(blocks) and not self.raw:
+                raise UserError(
+                    f"method.stages has {len(self.weights)} weights for {len(blocks)} blocks: leave some out"
+                )
         fixed = isinstance(visual, ModifiedResNet) or not is_convolutional(visual)
         if self.scales != (1.0,) and fixed:
             raise UserError("this image tower takes no other sizes: use method.scales=[1.0]")
@@ -101,14 +106,18 @@ class Depths:
         return "another method" if self.raw else "method.stages=[]"
 
     def _weights(self, visual: nn.Module) -> tuple[float, ...]:
-        if self.raw and self.weights:
-            return self.weights[: len(Parts.of(visual, self._otherwise).blocks) + is_convolutional(visual)]
-        if self.weights is not None:
+        if not isinstance(self.weights, str):
+            if self.raw and self.weights:
+                return self.weights[
+                    : len(Parts.of(visual, self._otherwise).blocks) + is_convolutional(visual)
+                ]
             return self.weights
         try:
-            return USUAL[: len(Parts.of(visual, "").blocks)]
+            blocks = Parts.of(visual, "").blocks
         except UserError:
             return ()
+        equal = (1.0,) * (STAGES if is_convolutional(visual) else BLOCKS)
+        return (equal if self.weights == "equal" else FALLING)[: len(blocks)]
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of one view, and its blocks side by side."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from everclip import data
 from everclip.config.fields import before, own_options
-from everclip.config.models import NEWEST, Config, MethodChoice, MethodConfig, Section, Train
+from everclip.config.models import Config, MethodChoice, MethodConfig, Section, Train
 from everclip.config.sections import Choice
 from everclip.config.sources import one_length
 from everclip.config.values import written
@@ -44,15 +44,16 @@ def resolve(config: Config) -> Config:
     tuning = tuning_of(config.tune, config.tuning.options)
     fields = {name: getattr(config.train, name) for name in config.train.model_fields_set}
     given = {name: value for name, value in fields.items() if value is not None or name == "clip_norm"}
-    usual = _GLOBAL if config.defaults == NEWEST else {**_GLOBAL, "lr_head": None}
-    values = one_length(usual, recommended(config.model, before=config.defaults < NEWEST))
+    first = config.defaults == 1
+    usual = {**_GLOBAL, "lr_head": None} if first else _GLOBAL
+    values = one_length(usual, recommended(config.model, before=first))
     advice = _advice(options)
-    if config.defaults < NEWEST and options.recommended_before is not None:
+    if first and options.recommended_before is not None:
         advice = options.recommended_before
     values = one_length(one_length(one_length(values, advice), scenario.recommends), given)
     if values["lr_head"] is None:  # as it was: tied to another rate
         values["lr_head"] = float(f"{10 * values['lr']:.6g}")
-    earlier = before(Config) if config.defaults < NEWEST else {}
+    earlier = before(Config, config.defaults)
     return config.model_copy(
         update={name: value for name, value in earlier.items() if name not in config.model_fields_set}
         | {

@@ -18,6 +18,8 @@ from everclip.data.loader import Batch, Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
 from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
+from everclip.methods.base.registry import options_of
+from everclip.methods.shared.layers import LayersConfig
 from everclip.methods.shared.statistics import Statistics
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip, Images
@@ -28,7 +30,6 @@ from everclip.training.restore import freeze, grow
 BATCH = 128
 LAYERED = "multilayer_lda"
 """The method that reads more of the tower than the embedding, with its defaults."""
-READ = Depths()
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,20 @@ class Known:
         tasks: the labels learned by each update.
         templates: prompts of the class embeddings.
         base: settings of the model that the first version began with: ``model``, ``image_size``, ``center``, and
-            ``defaults`` (1 where it is missing).
+            ``defaults``, the generation of defaults that its methods have (1 where it is missing).
     """
 
     names: tuple[str, ...]
     tasks: tuple[CardTask, ...]
     templates: tuple[str, ...]
     base: Mapping[str, Any]
+
+    @property
+    def depths(self) -> Depths:
+        """What ``LAYERED`` reads of a tower, by the defaults of these versions."""
+        options = options_of(LAYERED, {}, defaults=self.base.get("defaults", 1))
+        assert isinstance(options, LayersConfig)
+        return options.depths
 
     def placed(self, names: tuple[str, ...], place: Sequence[int]) -> Known:
         """Return the edited classes; ``place`` has the new label of each old one, -1 for one that is removed."""
@@ -89,48 +97,54 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
 
 def columns_of(method: str, clip: Clip) -> slice:
     """Return the columns of ``features`` that a method reads."""
-    width = widths(clip)[0]
+    width = embedding(clip)
     return slice(width, None) if method == LAYERED else slice(width)
 
 
-def layered(clip: Clip, sums: Sums) -> bool:
-    """Return whether sums hold the layers as well as the embedding; those of older versions do not.
+def layered(known: Known, clip: Clip, sums: Sums) -> Depths | None:
+    """Return what sums hold besides the embedding; None for those of older versions, which have it alone.
 
     Raises:
         ValueError: they are of another model's features.
     """
-    embedding, layers = widths(clip)
-    if sums.width not in (embedding, embedding + layers):
+    if sums.width == embedding(clip):
+        return None
+    if sums.width != width(known, clip):
         raise ValueError("its sums are of another model's features")
-    return sums.width > embedding
+    return known.depths
 
 
 @torch.no_grad()
 def features(
-    clip: Clip, images: ImageSet, pixels: Pixels, layers: bool = True, step: Step = silent
+    clip: Clip, images: ImageSet, pixels: Pixels, layers: Depths | None, step: Step = silent
 ) -> Float32[Tensor, "n m"]:
     """Return the features to be summed, of the readable images in their order, on the CPU.
 
     Args:
-        layers: whether to append what ``LAYERED`` reads of the tower to the unit-length embedding.
+        layers: what is read of the tower and appended to the unit-length embedding, if anything.
         step: is called with the number of images just done.
     """
     rows = [_rows(clip, batch.images, layers).cpu() for batch in _plain(images, pixels, step)]
-    return torch.cat(rows) if rows else torch.zeros(0, sum(widths(clip)[: 1 + layers]))
+    return torch.cat(rows) if rows else _rows(clip, clip.blank(), layers)[:0].cpu()
 
 
-def _rows(clip: Clip, images: Images, layers: bool) -> Float32[Tensor, "b m"]:
-    if not layers:
+def _rows(clip: Clip, images: Images, layers: Depths | None) -> Float32[Tensor, "b m"]:
+    if layers is None:
         return clip.encode_image(images)
-    raw, beside = READ.beside(clip.model.visual, clip.normalise(images))
+    raw, beside = layers.beside(clip.model.visual, clip.normalise(images))
     return torch.cat([clip.unit(raw), beside], 1)
 
 
 @torch.no_grad()
-def widths(clip: Clip) -> tuple[int, int]:
-    """Return lengths of the embedding and of the layers."""
-    raw, beside = READ.beside(clip.model.visual, clip.normalise(clip.blank()))
-    return raw.shape[1], beside.shape[1]
+def embedding(clip: Clip) -> int:
+    """Return the length of the embedding."""
+    return clip.encode_image(clip.blank()).shape[1]
+
+
+@torch.no_grad()
+def width(known: Known, clip: Clip) -> int:
+    """Return the length of the features of a first version: the embedding and the layers."""
+    return _rows(clip, clip.blank(), known.depths).shape[1]
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def prepare(
         per_class=float(np.median(counts)) if labels else 0.0,
         exemplars=len(pictures.exemplars) / len(old) if old else 0.0,
         summed=float(summed.mean()) if len(summed) else 1.0,
-        layers=layered(state.frozen, state.sums),
+        layers=layered(state.known, state.frozen, state.sums) is not None,
         zero_shot=_zero_shot(state, pictures),
         towers=bool(state.known.templates),
     )
@@ -191,7 +191,7 @@ def _trial(
     """Compute what the candidates need: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
-    layers = layered(clip, sums)
+    layers = layered(known, clip, sums)
     parts = (pictures.checks, pictures.new, pictures.older)
     step = watch("features of the frozen model", sum(map(len, parts)))
 

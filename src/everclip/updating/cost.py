@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from everclip.models.clip import Clip
 from everclip.training.pace import measured
 from everclip.updating.candidates import SHARES
-from everclip.updating.classifiers import widths
+from everclip.updating.classifiers import width
 from everclip.updating.images import Pictures
 from everclip.updating.rule import Decision
 
@@ -62,7 +62,7 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         seconds=OVERHEAD + once * image + known + training + mixtures,
         training_seconds=training,
         memory=_memory(clip, pictures, decision.train),
-        disk=_weights(clip) * (2 if decision.train else 1) + 2 * 8 * sum(widths(clip)) ** 2,
+        disk=_weights(clip) * (2 if decision.train else 1) + 2 * 8 * width(pictures.known, clip) ** 2,
     )
 
 
@@ -74,7 +74,7 @@ def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
     """Return bytes: the process's peak so far, copies of the model, gradients and moments, activations, sums."""
     unit = 1 if sys.platform == "darwin" else 1024
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    sums = 6 * 8 * sum(widths(clip)) ** 2
+    sums = 6 * 8 * width(pictures.known, clip) ** 2
     if not train:
         return now + sums + _weights(clip)
     classes = min(len(pictures.known.names), BATCH)

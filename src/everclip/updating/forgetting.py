@@ -133,7 +133,7 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Return features of the frozen model, and labels."""
-    pixels, layers = decoded(images, state.frozen), layered(state.frozen, state.sums)
+    pixels, layers = decoded(images, state.frozen), layered(state.known, state.frozen, state.sums)
     return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
 
 

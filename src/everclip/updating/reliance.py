@@ -202,7 +202,7 @@ def unlearned(
     if not _from_sums(state):
         return scores(model, images, pixels), None
     if every is None:
-        every = features(state.frozen, images, pixels, layered(state.frozen, state.sums))
+        every = features(state.frozen, images, pixels, layered(state.known, state.frozen, state.sums))
     sums = state.sums.minus(every, torch.from_numpy(images.labels), torch.from_numpy(images.ids))
     apart = solved_anew(state, replace(state, sums=sums)).classifier
     assert isinstance(apart, Linear)

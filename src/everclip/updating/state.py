@@ -171,7 +171,7 @@ def read(folder: Path) -> State:
         known = Known(model.names, tasks, model.templates, record["base"])
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
-        layered(frozen or clip, sums)
+        layered(known, frozen or clip, sums)
         mapped = maps.load(folder / maps.FILE) if (folder / maps.FILE).is_file() else None
     except UserError:
         raise

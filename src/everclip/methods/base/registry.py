@@ -44,13 +44,14 @@ def options_of(
     """
     cls = method_class(name).Config
     refuse_unknown(cls, options, f'method "{name}"')
-    return checked(cls, options if defaults == NEWEST else _completed(cls, options), prefix)
+    return checked(cls, options if defaults == NEWEST else _completed(cls, options, defaults), prefix)
 
 
-def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """Return ``options``, with ``defaults = 1`` for those not given; also for those of a method that this one wraps."""
+def _completed(cls: type[MethodConfig], options: dict[str, Any], defaults: int) -> dict[str, Any]:
+    """Return ``options``, with the defaults of a generation for those not given; also for those of a method that this
+    one wraps."""
     options = dict(options)
-    for name, value in before(cls).items():
+    for name, value in before(cls, defaults).items():
         open_ = "auto" if NoneType in kinds(cls.model_fields[name].annotation) else None
         if options.get(name, open_) == open_:
             options[name] = value
@@ -59,7 +60,7 @@ def _completed(cls: type[MethodConfig], options: dict[str, Any]) -> dict[str, An
         inner, given = (options.get(name, fields[name].default) for name in cls.wraps)
         if isinstance(inner, str) and inner != "none" and isinstance(given, dict):
             # tables of options hold plain values, and "none" for None
-            known = before(method_class(inner).Config)
+            known = before(method_class(inner).Config, defaults)
             old = {name: "none" if value is None else value for name, value in known.items()}
             options[cls.wraps[1]] = old | given
     return options

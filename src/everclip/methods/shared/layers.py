@@ -29,10 +29,11 @@ class LayersConfig(StatisticsConfig):
 
     search: ClassVar = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
 
-    stages: list[Positive] | None = Field(
-        default=None,
-        description="weights of the last blocks relative to the output, last block first; none: 0.5, 0.5 and"
-        " 0.25, for as many blocks as there are",
+    stages: list[Positive] | Literal["equal", "falling"] = Field(
+        default="equal",
+        description="weights of the last blocks relative to the output, last block first; equal: 1 each, for six"
+        " stages of a convolutional tower or three blocks of a transformer; falling: 0.5, 0.5 and 0.25",
+        json_schema_extra={"before": "falling", "until": 2},
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
     mirror: bool = Field(default=True, description="also read the mirror image")
@@ -55,24 +56,24 @@ class LayersConfig(StatisticsConfig):
         default=False, description="add the logarithm of a class's fraction of the images"
     )
 
+    @property
+    def depths(self) -> Depths:
+        """What is read from a tower."""
+        stages = self.stages if isinstance(self.stages, str) else tuple(self.stages)
+        pooled = self.feature == "pooled"
+        return Depths(stages, self.root, self.mirror, tuple(self.scales), self.token, pooled)
+
 
 class Layers(Kept, LinearStatistics):
-    """Whitened cosines on several layers of one tower.
+    """Whitened cosines on several layers of one tower. Half of G is saved, as it is symmetric."""
 
-    Attributes:
-        halves: whether half of G is saved, as it is symmetric; it then has to be so to the last bit after each task.
-    """
-
-    halves = False
     passes = Passes(lambda stage: (0.0, 0.0), "none", after=(0.0, 2.0), read=lambda stage: 2.0)
     cosines = False
 
     def __init__(self, config: LayersConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.options = config
-        stages, scales = None if config.stages is None else tuple(config.stages), tuple(config.scales)
-        pooled = config.feature == "pooled"
-        self.read_at(Depths(stages, config.root, config.mirror, scales, config.token, pooled))
+        self.read_at(config.depths)
         self._chosen: float | None = None  # s by cross-validation, from the present sums
 
     def absorb(self, clip: Clip, task: Task, new: Iterable[Batch]) -> None:
@@ -95,7 +96,7 @@ class Layers(Kept, LinearStatistics):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.halves and self._built:
+        if self._built:
             destination[f"{prefix}gram"] = halved(destination[f"{prefix}gram"])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any, **more: Any) -> None:
@@ -104,15 +105,18 @@ class Layers(Kept, LinearStatistics):
         super()._load_from_state_dict(state_dict, prefix, *others, **more)
 
     def state_bytes(self) -> int:
-        grams = [
-            side.gram for side in self.modules() if isinstance(side, Layers) and side.halves and side._built
-        ]
+        grams = [side.gram for side in self.modules() if isinstance(side, Layers) and side._built]
         return super().state_bytes() - sum(len(g) * (len(g) - 1) // 2 * g.itemsize for g in grams)
 
     def take(self, sums: Sums) -> None:
         """Replace its sums by a copy of others, all of one domain."""
         super().take(sums)
+        self.settle()
         self.kept, self._chosen = {}, None
+
+    def settle(self) -> None:
+        """Make G symmetric to the last bit, so that what is saved is what is used."""
+        self.gram.copy_(whole(halved(self.gram), len(self.gram)))
 
     def add_domains(self, rows: Tensor, labels: Tensor, domains: Tensor, sign: int = 1) -> None:
         """Add images to the sums of their domains; those of domain 0 are all less the others."""
