@@ -27,9 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import pacs_part
+from everclip import plugins
+from everclip.config.fields import before
 from everclip.config.models import NEWEST
+from everclip.methods.base.registry import method_class
 
 Json = dict[str, Any]
+GENERAL = 2
+"""The newest generation of defaults that concerns every method."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,16 @@ class Bench:
 
 def _asked(job: Job) -> str:
     """The words and the defaults that a result depends on."""
-    return " ".join([*job.words, *job.held_out, f"defaults={NEWEST}"])
+    return " ".join([*job.words, *job.held_out, f"defaults={_generation(job)}"])
+
+
+def _generation(job: Job) -> int:
+    """The newest generation of defaults that differs from the one before for a job's method."""
+    given = [word.partition("=")[2] for word in job.words if word.startswith("method=")]
+    if not given or given[-1] not in plugins.names("methods"):
+        return NEWEST if given else GENERAL
+    options = method_class(given[-1]).Config
+    return next((later for later in range(NEWEST, GENERAL, -1) if before(options, later - 1)), GENERAL)
 
 
 def machine() -> str:
