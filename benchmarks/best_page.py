@@ -194,7 +194,7 @@ def target(cells: dict[tuple[str, str], Json]) -> list[str]:
         "one change to the method: maxima of the stages beside their means; random features relu(P'x) beside x,",
         f"{RANDOM:,} of them; half of ridge's scores added, both at variance 1 over an image's classes ([decision",
         "24](../docs/decisions/0024-one-closed-form-of-our-own.md)); three stages of weights 0.5, 0.5 and 0.25, which",
-        "`stages=falling` reads and which were the default at first.",
+        "`stages=none` reads and which were the default at first.",
     ]
 
 

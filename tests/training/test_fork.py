@@ -93,6 +93,20 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "fork").exists()
 
 
+def test_a_fork_reads_the_tower_as_its_source_did(tmp_path: Path, words: list[str]) -> None:
+    """Sums of other layers may be as wide: those that generation 3 reads of a transformer are."""
+    words = [*words[:2], "method=multilayer_lda"]
+    run(tmp_path / "base", *words, KEEP, "defaults=2")
+    fork = [*words, f"fork={tmp_path / 'base'}@1"]
+    with pytest.raises(
+        UserError, match=r"multilayer_lda there reads other parts of the tower: .* defaults=2$"
+    ):
+        run(tmp_path / "fork", *fork)
+    assert not (tmp_path / "fork").exists()
+    made = run(tmp_path / "fork", *fork, "defaults=2", "method.shrinkage=1")
+    assert made["matrix"][0] == read(tmp_path / "base")["matrix"][0]
+
+
 def test_checkpoints_that_are_gone_damaged_or_ambiguous(tmp_path: Path, words: list[str], base: Path) -> None:
     config = configured(*words, f"fork={base}@1")
     checkpoint = forking.source(config).folder

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from everclip.cli.app import main
+from everclip.config.models import NEWEST
 from everclip.data.prompts import PHOTO, Prompts
 from everclip.errors import UserError
 from everclip.models import zoo
@@ -114,7 +115,7 @@ def test_a_run_of_a_version_without_references_has_none(tmp_path: Path, words: l
     file = tmp_path / "old" / "config.toml"
     text = file.read_text()
     assert 'references = "none"\n' in text
-    file.write_text(text.replace('references = "none"\n', "").replace("defaults = 2\n", ""))
+    file.write_text(text.replace('references = "none"\n', "").replace(f"defaults = {NEWEST}\n", ""))
     assert Run.read_config(tmp_path / "old").references == "none"
     main(["resume", str(tmp_path / "old")])
     results = json.loads((tmp_path / "old" / "results.json").read_text())

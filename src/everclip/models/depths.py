@@ -25,14 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from everclip.errors import UserError
-from everclip.models.foreign import ModifiedResNet, VisionTransformer
+from everclip.models.foreign import ModifiedResNet, TimmTransformer, VisionTransformer
 from everclip.models.pooled import Features, both
 from everclip.models.towers import is_convolutional
 from everclip.models.trunk import Parts
 
 Token = Literal["class", "mean"]
-Usual = Literal["equal", "falling"]
-"""Names of weights that hold for any tower: as many of them as it has blocks, and none if its blocks are unknown."""
 STAGES, BLOCKS = 6, 3
 """Number of last blocks that ``equal`` reads of a convolutional tower and of a transformer, whose blocks are much wider
 and much more alike."""
@@ -45,7 +43,7 @@ class Depths:
 
     Args:
         weights: of the last blocks, the very last first; the output has weight 1. ``equal``: 1 each, for ``STAGES`` or
-            ``BLOCKS`` of them; ``falling``: those of ``FALLING``.
+            ``BLOCKS`` of them; None: those of ``FALLING``. Both as far as the tower's blocks are known.
         root: whether activations become their signed square roots.
         mirror: whether the mirror image is read too, where there are images.
         scales: sides of the views, as multiples of the picture's.
@@ -56,7 +54,7 @@ class Depths:
             projection.
     """
 
-    weights: tuple[float, ...] | Usual = "equal"
+    weights: tuple[float, ...] | Literal["equal"] | None = "equal"
     root: bool = True
     mirror: bool = True
     scales: tuple[float, ...] = (1.0,)
@@ -66,7 +64,7 @@ class Depths:
 
     def check(self, visual: nn.Module) -> None:
         """Refuse a tower that cannot be read this way. Raises UserError."""
-        if self.weights and not isinstance(self.weights, str):
+        if self.weights and isinstance(self.weights, tuple):
             blocks = Parts.of(visual, self._otherwise).blocks
             if len(self.weights) > len(blocks) and not self.raw:
                 raise UserError(
@@ -106,7 +104,7 @@ class Depths:
         return "another method" if self.raw else "method.stages=[]"
 
     def _weights(self, visual: nn.Module) -> tuple[float, ...]:
-        if not isinstance(self.weights, str):
+        if isinstance(self.weights, tuple):
             if self.raw and self.weights:
                 return self.weights[
                     : len(Parts.of(visual, self._otherwise).blocks) + is_convolutional(visual)
@@ -116,7 +114,8 @@ class Depths:
             blocks = Parts.of(visual, "").blocks
         except UserError:
             return ()
-        equal = (1.0,) * (STAGES if is_convolutional(visual) else BLOCKS)
+        alike = isinstance(getattr(visual, "trunk", visual), (VisionTransformer, TimmTransformer))
+        equal = (1.0,) * (BLOCKS if alike else STAGES)
         return (equal if self.weights == "equal" else FALLING)[: len(blocks)]
 
     def _view(self, visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

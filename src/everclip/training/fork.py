@@ -18,6 +18,7 @@ from everclip import methods
 from everclip.config import Config, config_hash
 from everclip.config.values import dotted
 from everclip.errors import UserError
+from everclip.methods.base.method import Method
 from everclip.runs.find import find_runs
 from everclip.runs.run import IMAGES, Run
 from everclip.system import trust
@@ -118,7 +119,9 @@ def check(plan: Plan) -> Source:
     try:
         verify(found.folder)
         kept = saved(found.folder, found.place)
-        restore(replace(plan, method=methods.build(plan.config, plan.prompts)), kept)
+        made = methods.build(plan.config, plan.prompts)
+        _check_reads(found.run.config, methods.build(found.run.config, plan.prompts), made)
+        restore(replace(plan, method=made), kept)
         different = noted.difference(found.run.path, plan)
     except Damaged as error:
         raise UserError(
@@ -137,6 +140,15 @@ def check(plan: Plan) -> Source:
             f"fork={plan.config.fork}: {different}; put the data back, or learn all tasks in a new run"
         )
     return found
+
+
+def _check_reads(config: Config, there: Method, here: Method) -> None:
+    """Refuse a method whose sums would be over other features than they are so far. Raises UserError."""
+    if getattr(there, "depths", None) != getattr(here, "depths", None):
+        raise UserError(
+            f"{config.method.name} there reads other parts of the tower: give the method's options of that run, or its"
+            f" defaults={config.defaults}"
+        )
 
 
 def begin(run: Run, plan: Plan) -> None:

@@ -100,7 +100,7 @@ def _of_model(spec: str, classes: Sequence[str] | None, image_size: int | None) 
         raise UserError(f"{spec} knows no class by name: leave classes out, and give their features")
     model = zero_shot(spec, clip, names, templates) if names else None
     tasks = (CardTask(name="asked for", labels=list(range(len(names)))),) if names else ()
-    return _fresh(spec, model, Known(names, tasks, templates, _base(clip, spec)), clip, None)
+    return _fresh(spec, model, Known(names, tasks, templates, _base(clip, spec, NEWEST)), clip, None)
 
 
 def _of_learned(spec: str, folder: Path, images: bool) -> State:
@@ -126,16 +126,16 @@ def _of_learned(spec: str, folder: Path, images: bool) -> State:
     found = model.plan.tasks
     tasks = tuple(CardTask(name=one.name, labels=[place[label] for label in one.classes]) for one in found)
     clip = whole(model.encoder)
-    base = _base(clip, config.model)
+    base = _base(clip, config.model, config.defaults)
     templates = model.templates if clip.image_size else ()  # with features, only old classes have texts
     found = _fresh(spec, model, Known(names, tasks, templates, base), clip, older)
     trained = model.plan.method.capabilities.trains
     return replace(found, record={FROZEN_TRAINED: trained})
 
 
-def _base(clip: Clip, model: str) -> dict[str, Any]:
+def _base(clip: Clip, model: str, defaults: int) -> dict[str, Any]:
     size = clip.image_size or None
-    return {"model": model, "image_size": size, "center": clip.centered, "defaults": NEWEST}
+    return {"model": model, "image_size": size, "center": clip.centered, "defaults": defaults}
 
 
 def _fresh(spec: str, model: Deployed | None, known: Known, clip: Clip, older: ImageSet | None) -> State:

@@ -29,11 +29,11 @@ class LayersConfig(StatisticsConfig):
 
     search: ClassVar = {"shrinkage": ("gcv", 0.1, 0.3, 1.0, 3.0, 10.0)}
 
-    stages: list[Positive] | Literal["equal", "falling"] = Field(
+    stages: list[Positive] | Literal["equal"] | None = Field(
         default="equal",
         description="weights of the last blocks relative to the output, last block first; equal: 1 each, for six"
-        " stages of a convolutional tower or three blocks of a transformer; falling: 0.5, 0.5 and 0.25",
-        json_schema_extra={"before": "falling", "until": 2},
+        " stages of a convolutional tower or three blocks of a transformer; none: 0.5, 0.5 and 0.25",
+        json_schema_extra={"before": None, "until": 2},
     )
     root: bool = Field(default=True, description="use signed square roots of the activations")
     mirror: bool = Field(default=True, description="also read the mirror image")
@@ -59,7 +59,7 @@ class LayersConfig(StatisticsConfig):
     @property
     def depths(self) -> Depths:
         """What is read from a tower."""
-        stages = self.stages if isinstance(self.stages, str) else tuple(self.stages)
+        stages = tuple(self.stages) if isinstance(self.stages, list) else self.stages
         pooled = self.feature == "pooled"
         return Depths(stages, self.root, self.mirror, tuple(self.scales), self.token, pooled)
 
