@@ -159,12 +159,21 @@ def _asked(job: Job) -> str:
 
 
 def _generation(job: Job) -> int:
-    """The newest generation of defaults that differs from the one before for a job's method."""
     given = [word.partition("=")[2] for word in job.words if word.startswith("method=")]
-    if not given or given[-1] not in plugins.names("methods"):
-        return NEWEST if given else GENERAL
-    options = method_class(given[-1]).Config
+    return generation(given[-1]) if given else GENERAL
+
+
+def generation(method: str) -> int:
+    """The newest generation of defaults that differs from the one before for a method."""
+    if method not in plugins.names("methods"):
+        return NEWEST
+    options = method_class(method).Config
     return next((later for later in range(NEWEST, GENERAL, -1) if before(options, later - 1)), GENERAL)
+
+
+def current(row: Json) -> bool:
+    """Whether a kept line still holds; ``defaults`` says the generation that its closed form on layers had."""
+    return row.get("defaults") in (None, generation("multilayer_lda"))
 
 
 def machine() -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.jobs import imagenet_part, machine
+from benchmarks.jobs import current, generation, imagenet_part, machine
 from benchmarks.pacs_part import build as build_pacs
 from everclip import data as sources
 from everclip.data.gathered import gather
@@ -272,6 +272,8 @@ def main() -> None:
         here = name in arguments.settings and choice in arguments.choices
         if here and (name, choice) not in read():
             result = work(setting(name, scratch), choice, scratch)
+            if choice in ("auto", "layers"):
+                result["defaults"] = generation("multilayer_lda")
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             print(name, choice, result["last"], file=sys.stderr, flush=True)
@@ -283,7 +285,7 @@ def main() -> None:
 def read() -> dict[tuple[str, str], Json]:
     """The chains that are there, by setting and choice."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {(row["setting"], row["choice"]): row for row in map(json.loads, lines)}
+    return {(row["setting"], row["choice"]): row for row in map(json.loads, lines) if current(row)}
 
 
 if __name__ == "__main__":
