@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from everclip.data.scenario import Task
+from everclip.methods.shared import layers
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.runs.run import Run
@@ -86,14 +87,33 @@ def test_what_is_taken_out_was_never_there(clip: Clip) -> None:
 def test_strength_is_chosen_anew_for_as_many_other_images(clip: Clip) -> None:
     method, other = (learn(make(NAME), clip, by_class(part)) for part in ([0, 1, 2], [3, 4, 5]))
     wanted, before = (one.shrinkage(one.cells()) for one in (method, other))
+    state = method.get_extra_state()
+    for older in (state | {"strength": "large"}, {key: state[key] for key in state if key != "strength"}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(method, "get_extra_state", lambda older=older: older)
+            other.load_state_dict(saved(method.state_dict()))
+        assert other.shrinkage(other.cells()) == wanted != before
+
+
+def test_strength_is_saved_with_the_sums_that_it_belongs_to(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing it again would take most of the time in which a model opens."""
+    method, other = (learn(make(NAME), clip, by_class(part)) for part in ([0, 1, 2], [3, 4, 5]))
+    wanted = method.shrinkage(method.cells())
     other.load_state_dict(saved(method.state_dict()))
-    assert other.shrinkage(other.cells()) == wanted != before
+    monkeypatch.setattr(layers, "strength", lambda *_: 7.0)
+    assert other.shrinkage(other.cells()) == wanted
+    learn(other, clip, by_class([3]))
+    assert other.shrinkage(other.cells()) == 7.0
 
 
 def test_state_of_lite_is_at_most_32_megabytes(clip: Clip) -> None:
     method = make(NAME)
-    method.build(clip, 1280 + 320 + 192 + 112)
+    method.build(clip, 1280 + 320 + 192 + 112 + 80 + 40 + 24)
+    method._built = True
     assert method.state_bytes() <= 32 * 2**20
+    assert method.state_dict()["gram"].numel() == 2048 * 2049 // 2
     assert len(method.state_dict()) == 4
 
 

@@ -124,6 +124,10 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
         for side in self.sides:
             side.settle()
+            if side.counts.any():
+                side.shrinkage(
+                    side.cells()
+                )  # saved with the sums, so that opening the model need not choose it
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
         """Return, in later tasks, all but a fifth (by id), which later decides on the weight of the towers.

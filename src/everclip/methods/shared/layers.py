@@ -90,9 +90,15 @@ class Layers(Kept, LinearStatistics):
         super().add(rows, labels)
         self._chosen = None
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"strength": self._chosen}
+
     def set_extra_state(self, state: Any) -> None:
         super().set_extra_state(state)
-        self._chosen = None
+        found = state.get(
+            "strength"
+        )  # of the sums saved with it, as choosing it takes most of opening a model
+        self._chosen = found if isinstance(found, float) and 0 < found < float("inf") else None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
