@@ -37,7 +37,7 @@ NOT_RUN = {
     "docs/retrieval.md": 1,
     "docs/serve.md": 2,
     "docs/start-compare.md": 2,
-    "docs/start-update.md": 1,
+    "docs/start-update.md": 2,
     "docs/sweep.md": 2,
 }
 """How many blocks of each page need hours, a GPU, a hub or what a reader alone has."""

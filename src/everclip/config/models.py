@@ -124,7 +124,7 @@ class Config(Section):
     )
     references: Literal["auto", "none", "all"] = Field(
         default="auto",
-        description="whether to measure the strongest closed-form classifier on the frozen features, in addition to"
+        description="whether to measure the best of ncm, ridge and slda on the frozen features, in addition to"
         " zero-shot. auto: if the method trains, unless one pass over the training images costs more than"
         " 20 % of the planned passes (training on an image counts as three)",
         json_schema_extra={"before": "none"},

@@ -5,8 +5,8 @@
     f(view)        [ w_0 unit(r(block_0)) ; w_1 unit(r(block_1)) ; ... ],   r(a) = sign(a) sqrt(|a|) or a
     x              unit( mean of f over the views )
 
-Views are the picture at each scale, and its mirror image at each. As each block has unit length, its weight alone sets
-its share of |x|^2, whatever the tower's activations are; the signed root (Perronnin et al. 2010,
+Views are the picture at each scale, and its mirror image at each. As each block has unit length, its weight squared
+sets its share of |x|^2, whatever the tower's activations are; the signed root (Perronnin et al. 2010,
 https://doi.org/10.1007/978-3-642-15561-1_11) brings few large activations and many small ones nearer to each other.
 Means of stages next to the output are hypercolumns without their positions (Hariharan et al. 2015,
 https://arxiv.org/abs/1411.5752).

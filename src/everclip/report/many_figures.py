@@ -19,8 +19,8 @@ from everclip.runs.read import RunData
 from everclip.runs.words import rivals, several
 
 REFERENCES = (
-    " Grey: zero-shot (the pretrained model), the frozen features (the strongest closed-form"
-    " classifier on the pretrained model's features) and joint training (on all tasks at once), where available."
+    " Grey: zero-shot (the pretrained model), the frozen features (the best of ncm, ridge"
+    " and slda on the pretrained model's features) and joint training (on all tasks at once), where available."
 )
 INTERVALS = (
     " Bars: 95 % intervals of the mean over seeds (Student t), cut off at the panel's edge; none"

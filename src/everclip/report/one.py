@@ -133,7 +133,7 @@ def _beside_frozen(run: RunData, verdict: Json) -> Json:
     method = (run.results.get("frozen_features_methods") or ["linear algebra"])[-1]
     words = beside_frozen(level, last)
     more = (
-        "Frozen features: the strongest closed-form classifier on the pretrained model's features"
+        "Frozen features: the best of ncm, ridge and slda on the pretrained model's features"
         f" ({method}), from the same tasks' training images; no image is kept."
     )
     mood, images = verdict["mood"], sum(run.test_counts[:done])

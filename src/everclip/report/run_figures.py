@@ -80,7 +80,9 @@ def _accuracy(run: RunData, prefix: str) -> Figure | None:
         " on the same images."
     )
     if run.frozen_features:
-        caption += " Dotted: the strongest closed-form classifier on the pretrained model's features, without training."
+        caption += (
+            " Dotted: the best of ncm, ridge and slda on the pretrained model's features, without training."
+        )
         columns["frozen_features"] = run.frozen_features
     csv = csv_text(list(columns), zip(*columns.values(), strict=False))
     return Figure("accuracy", "Accuracy after each task", caption, " ".join(told), csv, make, prefix)
