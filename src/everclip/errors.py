@@ -27,8 +27,12 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+MOST_NAMED = 100
+"""Names that a message lists."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of all of them.
+    """Return ``'; did you mean "x"?'`` for the nearest of ``known``, else a list of the first ``MOST_NAMED``.
 
     Append it to a message, so that the message says what to write instead of a misspelt key, method or model.
     """
@@ -36,7 +40,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
         return "; did you mean " + " or ".join(f'"{name}"' for name in near) + "?"
-    return "; known: " + ", ".join(known)
+    more = f" and {len(known) - MOST_NAMED:,} more" if len(known) > MOST_NAMED else ""
+    return "; known: " + ", ".join(known[:MOST_NAMED]) + more
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

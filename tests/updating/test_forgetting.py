@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,3 +290,19 @@ def test_what_was_not_learned_cannot_be_forgotten(toy: str, tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=message):
             forget(state, classes, files)
+
+
+def test_held_out_images_in_a_folder_are_left_alone(
+    toy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fifth of what an update is given may be held out; one of these named by itself is a mistake."""
+    state = four(toy, tmp_path / "a")
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for source, name in (("warm/red/0", "0"), ("warm/red/1", "1"), ("warm-test/red/0", "held-out")):
+        shutil.copyfile(tmp_path / "a" / f"{source}.png", folder / f"{name}.png")
+    found = forget(state, [], [str(folder)])
+    assert found.report["images"] == 2
+    assert "1 of 3 images were not learned, such as" in caplog.text
+    with pytest.raises(UserError, match=r"held-out\.png is not an image that"):
+        forget(state, [], [str(folder), str(folder / "held-out.png")])

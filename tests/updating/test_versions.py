@@ -205,6 +205,34 @@ def test_a_damaged_version_before_is_not_put_in_place(versions: Path) -> None:
         rollback(versions / "v2")
 
 
+def test_the_version_before_a_damaged_one_can_be_had(versions: Path) -> None:
+    """That is when it is needed most."""
+    with (versions / "v2" / "verdict.html").open("a") as page:
+        page.write(" ")
+    with pytest.raises(UserError, match="damaged"):
+        read(versions / "v2")
+    rollback(versions / "v2")
+    assert read(versions / "v2").version == 1
+
+
+def test_a_folder_of_any_name_is_opened_again(versions: Path) -> None:
+    (versions / "v1").rename(versions / "v\u202e1")
+    state = begin(str(versions / "v\u202e1"))
+    again = written(updated(state, colours(versions / "ends", ENDS)), state, versions / "v3")
+    assert again.version == 2
+
+
+def test_a_version_that_chose_nothing_has_no_trained_weights(versions: Path) -> None:
+    """The tower of an opened closed form is cut, and its weights are the same."""
+    state = begin(str(versions / "v2"))
+    assert state.model is not None
+    assert not state.model.reads_text
+    made = updated(state, colours(versions / "more", {"red": WARM["red"]}, 6, 3), method="nothing")
+    again = written(made, state, versions / "v3")
+    assert not (versions / "v3" / "frozen.safetensors").exists()
+    assert again.tuned is None
+
+
 def test_a_calibrated_version_stays_the_version_that_it_was(
     versions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

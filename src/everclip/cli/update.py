@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from everclip.cli._options import ImageSize
 from everclip.cli._output import print_json, print_lines, print_table
-from everclip.errors import UserError
+from everclip.errors import RunError, UserError
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -129,7 +129,10 @@ def _run(
         command = again.command(str(path))
         left = f"{path} is written, but {again.out} is incomplete: {command} continues it"
         with leaving(left), Progress() as progress:
-            report = again.run(outcome.state.encoder, str(path), progress)
+            try:
+                report = again.run(outcome.state.encoder, str(path), progress)
+            except (RunError, UserError) as error:
+                raise RunError(f"{left} ({error})") from error
         print(
             f"{again.out}: {len(report.vectors):,} embeddings by {path}, {len(report.skipped)} not readable;"
             f" {again.vectors.path} is unchanged",

@@ -91,8 +91,11 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
     if not unknown:
         return answers(model, labelled(model, found, found.name), pixels)
     if model.plan is not None and expected:
-        words = '"%s" was not learned by the run: testing among the classes of %s'
-        log.warning(words, unknown[0], found.name)
+        what = (
+            "its text tower" if model.reads_text else f"its text tower, not its classifier ({model.method}),"
+        )
+        words = '"%s" was not learned by %s: testing %s among the classes of %s'
+        log.warning(words, unknown[0], model.spec, what, found.name)
     return text_alone(model.encoder, found, pixels)
 
 
@@ -159,7 +162,10 @@ def load_held_out(spec: str, model: Deployed, option: str, second: Deployed | No
     """
     spec = spec_of(spec)
     for one in (model, second):
-        if one is not None and one.plan is not None and _is_part_of(spec, one.plan.config.data):
+        config = None if one is None or one.plan is None else one.plan.config
+        # a version names no data, and its config has the default
+        if config is not None and "data" in config.model_fields_set and _is_part_of(spec, config.data):
+            assert one is not None
             raise UserError(f"{option} {spec} is the data of {one.spec} itself: give other images")
     return load(spec, model)
 

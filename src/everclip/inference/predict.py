@@ -148,7 +148,8 @@ def as_dict(
         return told | ({"unknown": None, "unknown_score": None} if unknown else {})
     order = (-answer.probabilities).argsort(kind="stable")[:top].tolist()
     found = answer.probabilities.tolist()
-    ranked = [{"class": model.names[c], "probability": round(found[c], 6)} for c in order]
+    names = model.names
+    ranked = [{"class": names[c], "probability": round(found[c], 6)} for c in order]
     rejected = found[order[0]] < reject_below
     told = {
         "file": answer.key,

@@ -118,7 +118,7 @@ def nothing(trial: Trial) -> Candidate:
     if model is None:
         wide = text_form(state.spec, trial.known, state.frozen, "zero_shot")
         detail = "the text tower with the class names"
-    elif model.reads_text and trial.known.templates:
+    elif model.reads_text and trial.known.templates and trial.known.names != model.names:
         wide = text_form(state.spec, trial.known, model.encoder, model.method)
         detail = "as deployed, the text tower with the new names too"
     else:

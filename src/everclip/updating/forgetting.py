@@ -9,6 +9,7 @@ so the new folder keeps none of them.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from everclip.updating.classifiers import features, layered
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
 from everclip.updating.state import State, now
+
+log = logging.getLogger("everclip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +61,8 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
 
     Args:
         classes: names.
-        files: learned images, or folders of them: recognised by content, whatever their names. Giving the images of a
-            removed class makes the removal of its part of G exact.
+        files: learned images, recognised by content, whatever their names; or folders, in which images that were not
+            learned are left alone. Giving the images of a removed class makes the removal of its part of G exact.
 
     Raises:
         UserError: an unknown class; no class, or no image of a class, would be left; a file that was never learned; or
@@ -122,9 +125,18 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     label_of = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
     for part in (state.exemplars, state.checks):
         label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
-    unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
-    if unknown:
-        raise UserError(f"{unknown[0]} is not an image that {state.spec} learned: give the original file")
+    unknown = {path: None for path, sample in zip(paths, ids, strict=True) if sample not in label_of}
+    named = [os.path.expanduser(file) for file in files]
+    if unknown and (len(unknown) == len(paths) or any(file in unknown for file in named)):
+        raise UserError(
+            f"{next(iter(unknown))} is not an image that {state.spec} learned: give the original file"
+        )
+    if unknown:  # a held-out part lies beside what was learned
+        log.warning(
+            "%d of %d images were not learned, such as %s", len(unknown), len(paths), next(iter(unknown))
+        )
+        paths = [path for path in paths if path not in unknown]
+        ids = [sample for sample in ids if sample in label_of]
     rows = np.arange(len(paths), dtype=np.int64)
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)
     known = np.array(ids, dtype=np.int64)

@@ -250,7 +250,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
 
 def _same(one: Clip, other: Clip) -> bool:
     """Return whether two models have the same weights."""
-    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    mine, theirs = one.whole_state(), other.whole_state()
     return mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
 
 

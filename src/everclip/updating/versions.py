@@ -17,6 +17,7 @@ from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
+from everclip.system.text import printable
 from everclip.updating.core import Outcome
 from everclip.updating.state import State, read_images, write
 from everclip.updating.verdict import PAGE_FILE, files
@@ -41,7 +42,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     """
     source = before.place
     # several updates may lie between the two, in memory alone
-    parent = {"spec": before.spec, "version": before.version}
+    parent = {"spec": printable(before.spec), "version": before.version}
     after = replace(outcome.state, record={**outcome.state.record, "parent": parent})
     opened = before.model is not None and before.model.identity
     gone = opened and source is not None and not (source / FILE).is_file()
@@ -142,7 +143,8 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 def _rollback(folder: Path) -> Path:
     with checkpoint.checked(folder, "get the previous version from elsewhere"):
-        checkpoint.verify(folder)
+        if not _is_inside(folder):  # else the one before is whole, whatever happened to this one
+            checkpoint.verify(folder)
         kept = _before(folder)
     if not kept:
         raise UserError(
@@ -159,10 +161,16 @@ def _rollback(folder: Path) -> Path:
         return swap(restored, folder, UNDONE)
 
 
+def _is_inside(folder: Path) -> bool:
+    """Return whether a version has the one before it as a folder of its own."""
+    inner = folder / BEFORE
+    return inner.is_dir() and not inner.is_symlink()
+
+
 def _before(folder: Path) -> dict[str, Path]:
     """Return the files of the previous version, by name; empty if none is kept. Raises Damaged."""
     inner = folder / BEFORE
-    if inner.is_dir() and not inner.is_symlink():
+    if _is_inside(folder):
         checkpoint.verify(inner)
         names = checkpoint.names(inner) | checkpoint.UNSIGNED
         return {name: inner / name for name in names if (inner / name).is_file()}
