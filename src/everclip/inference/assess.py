@@ -162,10 +162,11 @@ def load_held_out(spec: str, model: Deployed, option: str, second: Deployed | No
     """
     spec = spec_of(spec)
     for one in (model, second):
-        config = None if one is None or one.plan is None else one.plan.config
+        if one is None or one.plan is None:
+            continue
+        config = one.plan.config
         # a version names no data, and its config has the default
-        if config is not None and "data" in config.model_fields_set and _is_part_of(spec, config.data):
-            assert one is not None
+        if "data" in config.model_fields_set and _is_part_of(spec, config.data):
             raise UserError(f"{option} {spec} is the data of {one.spec} itself: give other images")
     return load(spec, model)
 

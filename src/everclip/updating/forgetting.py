@@ -125,17 +125,14 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
     label_of = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
     for part in (state.exemplars, state.checks):
         label_of |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
-    unknown = {path: None for path, sample in zip(paths, ids, strict=True) if sample not in label_of}
-    named = [os.path.expanduser(file) for file in files]
-    if unknown and (len(unknown) == len(paths) or any(file in unknown for file in named)):
-        raise UserError(
-            f"{next(iter(unknown))} is not an image that {state.spec} learned: give the original file"
-        )
-    if unknown:  # a held-out part lies beside what was learned
-        log.warning(
-            "%d of %d images were not learned, such as %s", len(unknown), len(paths), next(iter(unknown))
-        )
-        paths = [path for path in paths if path not in unknown]
+    unknown = [path for path, sample in zip(paths, ids, strict=True) if sample not in label_of]
+    if unknown:  # in a folder, a held-out part may lie beside what was learned
+        named = {os.path.expanduser(file) for file in files}
+        if len(unknown) == len(paths) or not named.isdisjoint(unknown):
+            raise UserError(f"{unknown[0]} is not an image that {state.spec} learned: give the original file")
+        log.warning("%d of %d images were not learned, such as %s", len(unknown), len(paths), unknown[0])
+        left = set(unknown)
+        paths = [path for path in paths if path not in left]
         ids = [sample for sample in ids if sample in label_of]
     rows = np.arange(len(paths), dtype=np.int64)
     labels = np.array([label_of[sample] for sample in ids], dtype=np.int64)

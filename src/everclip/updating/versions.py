@@ -143,8 +143,6 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 def _rollback(folder: Path) -> Path:
     with checkpoint.checked(folder, "get the previous version from elsewhere"):
-        if not _is_inside(folder):  # else the one before is whole, whatever happened to this one
-            checkpoint.verify(folder)
         kept = _before(folder)
     if not kept:
         raise UserError(
@@ -161,20 +159,14 @@ def _rollback(folder: Path) -> Path:
         return swap(restored, folder, UNDONE)
 
 
-def _is_inside(folder: Path) -> bool:
-    """Return whether a version has the one before it as a folder of its own."""
-    inner = folder / BEFORE
-    return inner.is_dir() and not inner.is_symlink()
-
-
 def _before(folder: Path) -> dict[str, Path]:
     """Return the files of the previous version, by name; empty if none is kept. Raises Damaged."""
     inner = folder / BEFORE
-    if _is_inside(folder):
-        checkpoint.verify(inner)
+    if inner.is_dir() and not inner.is_symlink():
+        checkpoint.verify(inner)  # it may be whole where the version is not
         names = checkpoint.names(inner) | checkpoint.UNSIGNED
         return {name: inner / name for name in names if (inner / name).is_file()}
-    # earlier releases kept its files beside the version's own
+    checkpoint.verify(folder)  # earlier releases kept its files beside the version's own
     kept = [name for name in checkpoint.names(folder) if name.startswith(EARLIER)]
     return {
         name.removeprefix(EARLIER): folder / name
