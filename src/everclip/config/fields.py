@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
@@ -57,7 +57,7 @@ def before(model: type[BaseModel], generation: int = 1) -> dict[str, Any]:
         for name, field in model.model_fields.items()
         if isinstance(extra := field.json_schema_extra, dict)
         and "before" in extra
-        and generation <= int(str(extra.get("until", 1)))
+        and generation <= cast("int", extra.get("until", 1))
     }
 
 

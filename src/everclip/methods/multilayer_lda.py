@@ -124,10 +124,9 @@ class MultilayerLda(Layers):
             self.kept[FIRST] = torch.from_numpy(task.train.ids[task.train.ids % ASKED == 0])
         for side in self.sides:
             side.settle()
+        for side in self.deciding:  # what they choose is saved, so that opening the model need not choose it
             if side.counts.any():
-                side.shrinkage(
-                    side.cells()
-                )  # saved with the sums, so that opening the model need not choose it
+                side.shrinkage(side.cells())
 
     def trains_on(self, images: ImageSet) -> NDArray[np.bool_]:
         """Return, in later tasks, all but a fifth (by id), which later decides on the weight of the towers.
