@@ -50,14 +50,14 @@ OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 JOINT = ("method=joint", "memory.budget=0")
 LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
 """Joint training has both heads as well, each with its own search."""
+PROBES = ("method.cassle.probe=current,mixed", "scenario.kind=domain-incremental", "seed=0..2", HELD)
+"""How domains are learned, and both probes of the paper's own rival there."""
 DOMAINS = (
     "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,joint,ridge,slda,multilayer_lda",
-    "method.cassle.probe=current,mixed",
-    "method.slda.eps=gcv",
-    "method.multilayer_lda.adapt=none,finetune",
-    "scenario.kind=domain-incremental",
-    *("memory.per_class=0,1,10", "seed=0..2", HELD),
+    *("method.slda.eps=gcv", "method.multilayer_lda.adapt=none,finetune", "memory.per_class=0,10", *PROBES),
 )
+DOMAINS_ONE = ("method=finetune,clip,icarl,gcl,gdro,cassle", "memory.per_class=1", *PROBES)
+"""One exemplar per class is in no panel, so it comes last; what is not here uses none at that size."""
 ORDERS = ("seed=0..2", "scenario.order=seed")
 """Three seeds, which are three orders of the classes."""
 TERMS = ("method=gcl,gdro", "method.carry_over=false")
@@ -114,6 +114,7 @@ def _cifar() -> dict[str, Set]:
     }
 
 
+EMOJI, PACS = ("data=emoji", "scenario.validation_tasks=3"), "data=domainfolder:pacs128"
 SETS = {
     # begun at 5 epochs, a third of the searches on so few images ended at their limit of 20
     **_classes("emoji", 100, 1000, FIVE, epochs=10),
@@ -122,9 +123,11 @@ SETS = {
         name: Set("b", ("data=imagefolder:caltech50", *words, *TEN, *ORDERS, "memory.budget=50"))
         for name, words in (("terms", TERMS), ("terms-unweighted", (*UNWEIGHTED, *NO_WEIGHTS)))
     },
-    "emoji-domains": Set("c", ("data=emoji", *DOMAINS, "scenario.validation_tasks=3"), 1e-4),
+    "emoji-domains": Set("c", (*EMOJI, *DOMAINS), 1e-4),
     **_cifar(),
-    "pacs": Set("c", ("data=domainfolder:pacs128", *DOMAINS), 1e-4),
+    "pacs": Set("c", (PACS, *DOMAINS), 1e-4),
+    "emoji-domains-1": Set("c", (*EMOJI, *DOMAINS_ONE), 1e-4),
+    "pacs-1": Set("c", (PACS, *DOMAINS_ONE), 1e-4),
 }
 """By name of the folder; the cheap ones first."""
 SWEPT = "swept"
