@@ -21,7 +21,9 @@ from everclip.errors import UserError
 from everclip.index import embed
 from everclip.index.encoder import fingerprint, fingerprints, open_encoder
 from everclip.index.folder import TABLE, TEXT, Listed, Table, Vectors, append, create, read
+from everclip.inference.model import open_model
 from everclip.models import zoo
+from everclip.models.clip import Clip
 from everclip.system import checkpoint
 from everclip.system.reading import JSON_BYTES, MOST_PARTS
 from everclip.updating.index import beside
@@ -268,6 +270,27 @@ def test_a_fingerprint_of_a_run_is_that_of_its_towers(toy: str, photos: str, tmp
     assert fingerprint(open_encoder(str(trained))) != mark
     centred = learned(tmp_path / "centred", toy, photos, "method=ncm", "center=true")
     assert fingerprint(open_encoder(str(centred))) != mark
+
+
+def test_embedding_reads_a_picture_once_and_no_class_names(
+    toy: str, photos: str, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the classifier needs is left out: mirror images, and the prompts of its classes."""
+    run = learned(tmp_path / "run", toy, photos, "method=multilayer_lda")
+    clip, passes = open_model(str(run)).encoder, []
+    assert clip.trunk is not None
+    clip.trunk.lower.register_forward_hook(lambda *_: passes.append(1))
+    clip.encode_image(clip.blank())
+    alone = clip.alone()
+    assert fingerprint(alone) == fingerprint(clip)
+    assert len(passes) == 2
+    torch.testing.assert_close(alone.encode_image(clip.blank()), clip.encode_image(clip.blank()))
+    assert len(passes) == 5
+    text = learned(tmp_path / "text", toy, photos, "method=zero_shot")
+    assert say("export", text, "-o", tmp_path / "model")[0] == 0
+    monkeypatch.setattr(Clip, "class_embeddings", None)
+    assert open_encoder(str(tmp_path / "model")).encode_text(["a dog"]).shape == (1, 16)
+    assert open_encoder(str(run)).trunk is None
 
 
 @pytest.mark.usefixtures("small")

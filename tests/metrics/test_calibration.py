@@ -49,7 +49,7 @@ def test_likelihood_is_the_mean_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.5, 1.0, 8.0, 200.0])
-def test_the_temperature_is_the_minimum(factor: float) -> None:
+def test_the_temperature_is_the_minimum(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, truth = drawn()
     found = best_temperature(logits * factor, truth)
     reference: Any = minimize_scalar(
@@ -58,6 +58,8 @@ def test_the_temperature_is_the_minimum(factor: float) -> None:
     )  # fmt: skip
     assert found == pytest.approx(math.exp(reference.x), rel=1e-4)
     assert found == pytest.approx(factor * best_temperature(logits, truth), rel=1e-6)
+    monkeypatch.setattr("everclip.metrics.calibration.CHUNK", 7)
+    assert best_temperature(logits * factor, truth) == pytest.approx(found, rel=1e-9)
 
 
 def test_a_class_that_cannot_be_chosen_changes_nothing() -> None:

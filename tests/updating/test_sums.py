@@ -38,6 +38,20 @@ def test_an_image_counts_once() -> None:
     torch.testing.assert_close(back.gram, one.gram, atol=1e-14, rtol=0)
 
 
+def test_one_hot_rows_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images of many classes are added in parts."""
+    features, labels, _ = rows(12, 1)
+    weights = torch.linspace(0.5, 2, 12, dtype=torch.float64)
+    whole, parts = Sums.empty(3, 5), Sums.empty(3, 5)
+    whole.add_(features.double(), labels, weights)
+    monkeypatch.setattr("everclip.methods.shared.sums.MOST_TARGETS", 7)
+    parts.add_(features.double(), labels, weights)
+    torch.testing.assert_close(parts.sums, whole.sums)
+    torch.testing.assert_close(parts.gram, whole.gram)
+    assert parts.counts.equal(whole.counts)
+    assert parts.counts.equal(labels.bincount(minlength=3))
+
+
 def test_minus_is_the_inverse_of_plus() -> None:
     base = Sums.empty(3, 5).plus(*rows(6, 1))
     there = base.plus(*rows(4, 2)).minus(*rows(4, 2))
@@ -51,7 +65,7 @@ def test_without_a_class_the_second_moments_come_from_the_others() -> None:
     features, labels, ids = rows(12, 1)
     other = labels != 1
     whole = Sums.empty(3, 5).plus(features, labels, ids)
-    made = whole.without_class(1, features[other], labels[other], ids[other])
+    made = whole.without_classes([1], features[other], labels[other], ids[other])
     alone = Sums.empty(3, 5).plus(features[other], labels[other], ids[other])
     torch.testing.assert_close(made.gram, alone.gram)
     torch.testing.assert_close(made.sums, alone.sums[[0, 2]])
@@ -66,7 +80,7 @@ def test_without_a_class_known_images_stay_exact_and_the_rest_is_estimated() -> 
     features = torch.cat([features, torch.randn(60, 35, generator=torch.Generator().manual_seed(3))], 1)
     known = (labels != 1) & (ids % 3 == 0)
     whole = Sums.empty(3, 40).plus(features, labels, ids)
-    made = whole.without_class(1, features[known], labels[known], ids[known])
+    made = whole.without_classes([1], features[known], labels[known], ids[known])
     counts = torch.tensor([int((labels == label).sum()) for label in (0, 2)])
     assert made.counts.equal(counts)
     assert int(known.sum()) < 40
@@ -92,7 +106,7 @@ def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert vars(again)[name].equal(value)
     assert again.counts.tolist() == [3, 2, 2, 0, 0, 0]
     with pytest.raises(AssertionError):
-        made.dropped(0)
+        made.dropped([0])
 
 
 def test_files_that_have_all_of_the_second_moments_are_read(tmp_path: Path) -> None:

@@ -36,6 +36,26 @@ def two(toy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_what_could_not_be_read_again_is_not_written(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, base = first(toy, tmp_path), begin(toy)
+    monkeypatch.setattr("everclip.system.reading.MOST_PARTS", 8)
+    with pytest.raises(UserError, match=r"update\.json would be too large .*: keep fewer exemplars"):
+        write_next(made, base, tmp_path / "v1")
+    assert not (tmp_path / "v1").exists()
+
+
+def test_a_long_history_drops_its_oldest_class_names(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = written(first(toy, tmp_path), begin(toy), tmp_path / "v1")
+    monkeypatch.setattr("everclip.updating.state.MOST_NAMES", 3)
+    later = written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v2")
+    assert [line["classes"] for line in later.record["history"]] == [[], [*COLD]]
+    assert [line["version"] for line in later.record["history"]] == [1, 2]
+
+
 @pytest.fixture
 def versions(two: Path, tmp_path: Path) -> Path:
     """A copy of it."""

@@ -44,7 +44,7 @@ def open_encoder(spec: str, image_size: int | None = None) -> Clip:
     """
     recover(Path(spec).expanduser())  # from an interrupted rollback
     if is_learned(spec):
-        clip = open_model(spec, image_size=image_size, pairs=True).encoder
+        clip = open_model(spec, image_size=image_size, pairs=True).encoder.alone()
     else:
         clip = zoo.load(spec, image_size, device("auto"))
     if not clip.image_size:

@@ -20,14 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from everclip import methods
 from everclip.config import Config
 from everclip.config.models import MethodChoice
-from everclip.data.captions import Captions
 from everclip.data.formats.folders import check_names
-from everclip.data.images import Dataset, FileStore, ImageSet
-from everclip.data.prompts import PHOTO, Prompts
-from everclip.data.scenario import Task, seen
+from everclip.data.prompts import PHOTO
+from everclip.data.scenario import seen
 from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
 from everclip.inference.unknown import Judge, available
@@ -66,6 +63,7 @@ class Deployed:
         calibration: the temperature that was fitted for it.
         unknown: scores of held-out images of its classes, which set thresholds.
         identity: which model its folder held when it was opened; empty for what is not a model folder.
+        text_only: whether ``build`` asks the text tower of ``clip``, so that the towers are known without a classifier.
     """
 
     spec: str
@@ -78,6 +76,7 @@ class Deployed:
     calibration: Calibration | None = None
     unknown: HeldOut | None = None
     identity: str = ""
+    text_only: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +104,7 @@ class Deployed:
     @property
     def reads_text(self) -> bool:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
-        return isinstance(self.classifier, TextClassifier)
+        return self.text_only or isinstance(self.classifier, TextClassifier)
 
     def check_classes(self) -> None:
         """Raise UserError where it has learned images with captions, and no classes."""
@@ -115,6 +114,8 @@ class Deployed:
     @property
     def encoder(self) -> Clip:
         """The model whose features are scored, as far as it is a CLIP model."""
+        if self.text_only:  # encoding the prompts of many classes takes minutes
+            return self.clip
         return self.classifier.clip if isinstance(self.classifier, TextClassifier) else self.clip
 
     @property
@@ -129,14 +130,16 @@ class Deployed:
 
     def among(self, names: Sequence[str]) -> Deployed:
         """Return the same model with some of its classes to choose from. Raises UserError for a class not learned."""
+        label_of = dict(zip(self.names, self.labels, strict=True))
         for name in names:
-            if name not in self.names:
+            if name not in label_of:
                 near = suggest(name, self.names)
                 raise UserError(
                     f'"{name}" is not one of the {len(self.names)} classes that {self.spec} has learned'
                     f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} takes any class"
                 )
-        return replace(self, labels=tuple(label for label in self.labels if self.classes[label] in names))
+        wanted = {label_of[name] for name in names}
+        return replace(self, labels=tuple(label for label in self.labels if label in wanted))
 
 
 def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Deployed:
@@ -145,7 +148,8 @@ def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[s
     def build(labels: tuple[int, ...]) -> nn.Module:
         return TextClassifier(clip, clip.class_embeddings([names[label] for label in labels], templates))
 
-    return Deployed(spec, clip, tuple(names), tuple(range(len(names))), tuple(templates), build)
+    labels = tuple(range(len(names)))
+    return Deployed(spec, clip, tuple(names), labels, tuple(templates), build, text_only=True)
 
 
 def is_learned(spec: str) -> bool:
@@ -245,7 +249,7 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
     identity = cards.identity(folder)
     kept = cards.read_calibration(folder, {"model": identity})
     fitted = {"calibration": kept.calibration or card.calibration, "unknown": kept.unknown or card.unknown}
-    plan = plan_of(card)
+    plan = plans.plan_of(card)
     if card.classifier == "text":
         clip = zoo.load(f"{LOCAL}{folder}", plan.config.image_size, device("auto"))
         known = zero_shot(spec, clip, card.classes, card.templates)
@@ -266,17 +270,6 @@ def _of_folder(folder: Path, spec: str) -> Deployed:
     freeze(plan, clip)
     found = of_plan(spec, plan, clip, len(plan.tasks) - 1)
     return replace(found, **fitted, identity=identity)
-
-
-def plan_of(card: Card) -> Plan:
-    """Return the plan that a card describes; its tasks have classes but no images."""
-    config, nothing = card.config(), np.zeros(0, dtype=np.int64)
-    said = Captions(()) if card.pairs else None
-    none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing, said)
-    data = Dataset("none", tuple(card.classes), ("",), none, none, tuple(card.templates))
-    tasks = [Task(index, task.name, tuple(task.labels), none, none) for index, task in enumerate(card.tasks)]
-    prompts = Prompts(data.class_names, data.templates, config.train.captions)
-    return Plan(config, data, tasks, prompts, methods.build(config, prompts))
 
 
 def card_of(model: Deployed) -> Card:

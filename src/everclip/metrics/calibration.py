@@ -18,12 +18,14 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import special
+from scipy import optimize, special
 
 BINS = 15
 """Bins of the expected calibration error."""
 LOWEST, HIGHEST = 1e-3, 1e3
 """Temperatures looked for."""
+CHUNK = 1000
+"""Images whose probabilities are computed at a time."""
 FEW = 100
 """Images below which a fitted temperature is rough."""
 
@@ -81,18 +83,27 @@ def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, 
     """Return the temperature with the least mean negative log-likelihood, from ``LOWEST`` to ``HIGHEST``, for images
     that have one (``none_best``)."""
     low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _slope(logits, truth, math.exp(middle)) < 0 else (low, middle)
-    return math.exp(-(low + high) / 2)
+
+    def slope(log_sharpness: float) -> float:
+        return _slope(logits, truth, math.exp(log_sharpness))
+
+    if slope(low) >= 0 or slope(high) <= 0:  # the objective is still falling at an end
+        return HIGHEST if slope(low) >= 0 else LOWEST
+    return math.exp(-optimize.root_scalar(slope, bracket=(low, high), xtol=1e-13).root)
 
 
 def _slope(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], sharpness: float) -> float:
     """Return the derivative of the objective in 1 / T, which grows with 1 / T."""
-    # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
-    finite = np.where(np.isfinite(logits), logits, 0).astype(np.float64)
-    expected = (probabilities(logits, 1 / sharpness) * finite).sum(axis=1)
-    return float((expected - finite[np.arange(len(finite)), truth]).mean())
+    total = 0.0
+    for start in range(
+        0, len(logits), CHUNK
+    ):  # in doubles, all of many images and classes would fill the memory
+        part, own = logits[start : start + CHUNK], truth[start : start + CHUNK]
+        # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
+        finite = np.where(np.isfinite(part), part, 0).astype(np.float64)
+        expected = (probabilities(part, 1 / sharpness) * finite).sum(axis=1)
+        total += (expected - finite[np.arange(len(finite)), own]).sum()
+    return total / len(logits)
 
 
 def fit(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], data: str) -> Calibration:

@@ -132,6 +132,15 @@ class Clip(nn.Module):
         self._keys = tuple(self.model.state_dict())
         self.model.visual, self.trunk = cut(self.model.visual, blocks, beside)
 
+    def alone(self) -> "Clip":
+        """Return a model that shares the weights, whose image tower computes its features and nothing beside them."""
+        if self.trunk is None or not self.trunk.vectors:
+            return self
+        shared = {id(part): part for part in (*self.parameters(), *self.buffers(), self._tokenizer)}
+        made = copy.deepcopy(self, shared)
+        made.model.visual, made.trunk, made._keys = self.trunk.lower, None, ()
+        return made
+
     def keep_text(self, held: Collection[str], count: int) -> None:
         """From here on, compute the lower blocks of the text tower once for each prompt that is trained on.
 

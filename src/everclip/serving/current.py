@@ -142,13 +142,14 @@ class Source:
                 break
         else:
             raise UserError(f"{self.spec} changes while it is opened: wait until nothing writes it")
+        own = model.encoder.alone()
         served = Served(
             place.name if before else Path(self.spec).name,
             model,
             before,
             _number(place) if before else None,
-            Asker(model.encoder),
-            fingerprint(model.encoder),
+            Asker(own),
+            fingerprint(own),
             paths=self.paths,
         )
         _try(served)
@@ -169,7 +170,7 @@ class Source:
             if not vectors.blocks:
                 raise UserError(f"{self.vectors} has no embeddings yet: make some with everclip embed")
             spec = str(place) if served.identity else self.spec
-            return replace(served, vectors=vectors, asking=fitting(vectors, served.model.encoder, spec))
+            return replace(served, vectors=vectors, asking=fitting(vectors, served.own.clip, spec))
         except UserError as error:
             if strict:
                 raise

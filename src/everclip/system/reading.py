@@ -140,9 +140,20 @@ def parse_json(content: str | bytes) -> Any:
     """Return the value of a JSON text; numbers may be infinite, or NaN. Raises Unreadable."""
     with _parsing("JSON"):
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        if text.count("{") + text.count("[") > MOST_PARTS:
-            raise Unreadable("more than a million lists and objects")
+        _check_parts(text)
         return _shallow(json.loads(text))
+
+
+def check_json(text: str) -> None:
+    """Refuse a JSON text that ``read_json`` would not read. Raises Unreadable."""
+    if len(text.encode()) > JSON_BYTES:
+        raise Unreadable(f"larger than {_size(JSON_BYTES)}")
+    _check_parts(text)
+
+
+def _check_parts(text: str) -> None:
+    if text.count("{") + text.count("[") > MOST_PARTS:
+        raise Unreadable("more than a million lists and objects")
 
 
 @contextmanager

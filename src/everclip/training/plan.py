@@ -12,7 +12,8 @@ import numpy as np
 from everclip import data, methods, trackers
 from everclip.config import Config
 from everclip.data import policies, scenarios
-from everclip.data.images import Dataset
+from everclip.data.captions import Captions
+from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.loader import check_augment
 from everclip.data.memory import Memory
 from everclip.data.prompts import Prompts
@@ -235,6 +236,17 @@ def card_of(plan: Plan, stages: int) -> Card:
         settings=cards.settings(plan.config),
         pairs=plan.data.captioned,
     )
+
+
+def plan_of(card: Card) -> Plan:
+    """Return the plan that a card describes; its tasks have classes but no images."""
+    config, nothing = card.config(), np.zeros(0, dtype=np.int64)
+    said = Captions(()) if card.pairs else None
+    none = ImageSet(FileStore(Path(), ()), nothing, nothing, nothing, nothing, said)
+    data = Dataset("none", tuple(card.classes), ("",), none, none, tuple(card.templates))
+    tasks = [Task(index, task.name, tuple(task.labels), none, none) for index, task in enumerate(card.tasks)]
+    prompts = Prompts(data.class_names, data.templates, config.train.captions)
+    return Plan(config, data, tasks, prompts, methods.build(config, prompts))
 
 
 def check(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from everclip.data.inventory import Step, silent
 from everclip.data.loader import Batch, Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
-from everclip.inference.model import Deployed, of_plan, plan_of, zero_shot
+from everclip.inference.model import Deployed, of_plan, zero_shot
 from everclip.methods.base.registry import options_of
 from everclip.methods.shared.layers import LayersConfig
 from everclip.methods.shared.statistics import Statistics
@@ -25,6 +25,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip, Images
 from everclip.models.depths import Depths
 from everclip.runs.card import Card, CardTask
+from everclip.training.plan import plan_of
 from everclip.training.restore import freeze, grow
 
 BATCH = 128

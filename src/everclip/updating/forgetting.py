@@ -3,7 +3,7 @@
 What goes: the images' bytes; what they added to the sums; their ids; a class's name, its place in the class list and
 its row of the sums. What stays: trained weights, from which no image can be taken out. Features are computed again and
 subtracted from the sums, which is exact up to rounding. A class can be removed from G only with all of its images; if
-some are missing, G is re-estimated from what is left (``Sums.without_class``). Previous versions still have all of it,
+some are missing, G is re-estimated from what is left (``Sums.without_classes``). Previous versions still have it all,
 so the new folder keeps none of them.
 """
 
@@ -82,11 +82,10 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     exact = all(int(sums.counts[label]) == 0 for label in gone)
     kept, checks = (part.select(~np.isin(part.ids, ids)) for part in (state.exemplars, state.checks))
     sums = _without_classes(state, sums, gone, () if exact else (kept, checks))
-    for label in sorted(gone, reverse=True):
-        kept, checks = (_drop(part, label) for part in (kept, checks))
-    kept, checks = _to_learn_from(sums, kept, checks)
     names = tuple(name for name in state.known.names if name not in classes)
-    place = [names.index(name) if name in names else -1 for name in state.known.names]
+    label_of = {name: label for label, name in enumerate(names)}
+    place = [label_of.get(name, -1) for name in state.known.names]
+    kept, checks = _to_learn_from(sums, *(_placed(part, place) for part in (kept, checks)))
     after = replace(state, known=state.known.placed(names, place), sums=sums, exemplars=kept, checks=checks)
     after = replace(after, model=solved_anew(state, after))
     report = {
@@ -168,19 +167,12 @@ def _without_classes(state: State, sums: Sums, gone: Sequence[int], parts: Seque
     Args:
         parts: the images that are kept, if the sums still have some of these classes.
     """
-    order = sorted(gone, reverse=True)  # so that the labels still to come stay
     if not parts:
-        for label in order:
-            sums = sums.dropped(label)
-        return sums
+        return sums.dropped(gone)
     (one, other), _ = gather(parts)
     others = (one + other).select(~np.isin([*one.labels, *other.labels], gone))
     rows, _ = _columns(state, others)
-    for label in order:
-        known = rows, torch.from_numpy(others.labels), torch.from_numpy(others.ids)
-        sums = sums.without_class(label, *known) if sums.counts[label] else sums.dropped(label)
-        others = _drop(others, label)
-    return sums
+    return sums.without_classes(gone, rows, torch.from_numpy(others.labels), torch.from_numpy(others.ids))
 
 
 def _to_learn_from(sums: Sums, kept: ImageSet, checks: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -194,7 +186,7 @@ def _to_learn_from(sums: Sums, kept: ImageSet, checks: ImageSet) -> tuple[ImageS
     return kept + checks.of_classes(alone), checks.select(~np.isin(checks.labels, alone))
 
 
-def _drop(images: ImageSet, label: int) -> ImageSet:
-    """Return the images without those of a class; labels above it move down."""
-    left = images.select(images.labels != label)
-    return replace(left, labels=left.labels - (left.labels > label))
+def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
+    """Return the images of the classes that stay, with the labels that these have then."""
+    moved = np.array(place, dtype=np.int64)[images.labels]
+    return replace(images.select(moved >= 0), labels=moved[moved >= 0])

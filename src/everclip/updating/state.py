@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from everclip.data.gathered import Archive
 from everclip.data.images import ImageSet
 from everclip.errors import UserError
 from everclip.index import maps
@@ -43,15 +41,17 @@ from everclip.runs import card as cards
 from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST, UNSIGNED
-from everclip.system.reading import read_json
+from everclip.system.reading import check_json, read_json, readable
 from everclip.system.text import check
+from everclip.updating import kept
 from everclip.updating.classifiers import Known, layered, weights_of
 
 FORMAT = 1
-IMAGES = "images.zip"
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 FROZEN_TRAINED = "frozen_trained"
 """A key of update.json: whether a run has trained the frozen model on images of the first classes."""
+MOST_NAMES = 500_000
+"""Class names in a history: with more, update.json would soon be larger than what is read."""
 
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
 _LINE = kinds.table(
@@ -67,8 +67,6 @@ _RECORD = kinds.table(
         FROZEN_TRAINED: kinds.truth,
     },
 )
-_COLUMNS = (kinds.text, kinds.COUNT, kinds.COUNT, kinds.truth, kinds.whole(2**63 - 1), kinds.text)
-"""Kinds of the columns of images.json."""
 
 
 def now() -> str:
@@ -128,7 +126,7 @@ class State:
         return {
             **made,
             FROZEN_TRAINED: self.frozen_trained,
-            "history": [*self.record.get("history", []), line],
+            "history": _recent([*self.record.get("history", []), line]),
             "forgotten": list(self.record.get("forgotten", [])),
         }
 
@@ -151,6 +149,15 @@ class State:
         return self.frozen if self.model is None else self.model.encoder
 
 
+def _recent(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a history whose oldest lines have no class names where all together have too many."""
+    names = np.cumsum([len(line["classes"]) for line in reversed(history)])[::-1]
+    return [
+        line if total <= MOST_NAMES else dict(line) | {"classes": []}
+        for line, total in zip(history, names, strict=True)
+    ]
+
+
 def read(folder: Path) -> State:
     """Return the version in a folder.
 
@@ -165,7 +172,7 @@ def read(folder: Path) -> State:
             weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
             for name in (FROZEN, TUNED)
         )
-        exemplars, checks = read_images(folder, clip)
+        exemplars, checks = kept.read(folder, clip)
         sums = Sums.load(folder / SUMS)
         tasks = tuple(cards.CardTask.model_validate(task) for task in record["tasks"])
         known = Known(model.names, tasks, model.templates, record["base"])
@@ -216,7 +223,8 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
         before: the previous version's folder, whose files are kept.
 
     Raises:
-        UserError: something has appeared at ``folder``, which is left alone, or the file of a kept image has gone.
+        UserError: something has appeared at ``folder``, which is left alone, the file of a kept image has gone, or
+            there are more images or classes than can be read again.
         OSError: the disk is full or fails; nothing is left of the new folder then.
     """
     model = state.model
@@ -227,7 +235,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
         for name, clip in ((FROZEN, state.frozen), (TUNED, state.tuned)):
             if clip is not None and clip is not model.encoder and not _same(clip, model.encoder):
                 save_file(savable(clip.model.state_dict()), where / name)
-        _write_images(state, where)
+        images = kept.write(state.exemplars, state.checks, where)
         state.sums.save(where / SUMS)
         if state.map is not None:
             state.map.save(where / maps.FILE)
@@ -237,8 +245,11 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
             "tasks": [task.model_dump() for task in state.known.tasks],
             "domains": list(state.domains),
         }
-        content = {RECORD: json.dumps(record, ensure_ascii=False, indent=1) + "\n", **files}
+        content = {RECORD: json.dumps(record, ensure_ascii=False, indent=1) + "\n", LIST: images, **files}
         for name, text in content.items():
+            if name in (RECORD, LIST):  # no later update could read it
+                with readable(name, "keep fewer exemplars, or know fewer classes", "would be too large"):
+                    check_json(text)
             (where / name).write_text(text, encoding="utf-8")
         for file in where.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
             file.chmod((where / RECORD).stat().st_mode)
@@ -263,56 +274,17 @@ def _keep(before: Path, where: Path) -> None:
         beside = {name for name in UNSIGNED if (before / name).resolve().parent == home}
         own = checkpoint.names(before) | beside
 
-    def put(kept: Path) -> None:
+    def put(target: Path) -> None:
         for name in own:
             if (before / name).is_file() and not name.startswith((EARLIER, ".")):
                 # a hub's snapshot has relative links, which would lead nowhere from here
                 file = (before / name).resolve()
                 try:
-                    os.link(file, kept / name)
+                    os.link(file, target / name)
                 except OSError:  # another disk, or one without links
-                    shutil.copyfile(file, kept / name)
+                    shutil.copyfile(file, target / name)
 
     where.mkdir()
     checkpoint.fill(where, put)
     if not (before / MANIFEST).is_file():
         cards.carry_calibration(before, where)
-
-
-def _write_images(state: State, where: Path) -> None:
-    """Write the bytes of exemplars and check images, and a list of them. Raises UserError where one has gone."""
-    rows = []
-    with zipfile.ZipFile(where / IMAGES, "w", zipfile.ZIP_STORED) as archive:
-        for check, images in ((False, state.exemplars), (True, state.checks)):
-            columns = (images.rows, images.labels, images.domains, images.ids)
-            for row, label, domain, sample in zip(*(c.tolist() for c in columns), strict=True):
-                source = str(images.store.keys[row])
-                name = f"{len(rows):06d}{Path(source).suffix.lower()}"
-                try:
-                    content = images.store.read(row)
-                except OSError as error:
-                    what = error.filename or source
-                    raise UserError(
-                        f"{what} cannot be read ({error.strerror or error}): put it back, and try again"
-                    ) from error
-                archive.writestr(zipfile.ZipInfo(name), content)
-                rows.append([name, label, domain, check, sample, Path(source).name])
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    head = '{"columns": ["file", "label", "domain", "check", "id", "name"], "rows": [\n'
-    (where / LIST).write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
-
-
-def read_images(folder: Path, clip: Clip) -> tuple[ImageSet, ImageSet]:
-    """Return exemplars and check images of the version in a folder, as its model ``clip`` takes them."""
-    rows = read_json(folder / LIST)["rows"]
-    for row in rows:
-        if len(row) != len(_COLUMNS) or not all(fits(cell) for fits, cell in zip(_COLUMNS, row, strict=True)):
-            raise ValueError(f"a row of {LIST} is none")
-    # absolute: it is opened when an image is needed, perhaps from another current folder
-    width = None if clip.image_size else clip.blank().shape[1]
-    store = Archive((folder / IMAGES).absolute(), [row[0] for row in rows], width)
-    places = np.arange(len(rows), dtype=np.int64)
-    labels, domains, ids = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2, 4))
-    check = np.array([row[3] for row in rows], dtype=bool)
-    every = ImageSet(store, places, labels, domains, ids)
-    return every.select(~check), every.select(check)

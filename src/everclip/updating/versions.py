@@ -18,8 +18,9 @@ from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import printable
+from everclip.updating import kept as kept_images
 from everclip.updating.core import Outcome
-from everclip.updating.state import State, read_images, write
+from everclip.updating.state import State, write
 from everclip.updating.verdict import PAGE_FILE, files
 
 log = logging.getLogger("everclip")
@@ -63,7 +64,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
             write(after, folder, texts, scratch)
     model = after.model
     assert model is not None
-    exemplars, checks = read_images(folder, after.frozen)
+    exemplars, checks = kept_images.read(folder, after.frozen)
     return replace(
         after,
         spec=str(folder),

@@ -8,6 +8,7 @@ and can be taken out again, up to the rounding of its features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from everclip.methods.shared.closed_form import oas, shrunk, within_class
+
+MOST_TARGETS = 2**24
+"""Size of the largest matrix of one-hot rows, in numbers: of many images and classes it would fill the memory."""
 
 
 def _none() -> Tensor:
@@ -90,14 +94,18 @@ class Sums:
         sign: int = 1,
     ) -> None:
         """Add images in place (-1: take out), each as often as its weight says (``counts`` excepted)."""
-        # a matrix product, as adding by index would depend on the order of a GPU's threads
-        targets = self.targets(labels)
-        self.counts.add_(targets.sum(0).long(), alpha=sign)
-        if weights is not None:
-            rows, targets = weights.sqrt()[:, None] * rows, weights.sqrt()[:, None] * targets
-        self.sums.addmm_(targets.T, rows, alpha=sign)
+        classes, place, counts = labels.unique(return_inverse=True, return_counts=True)
+        self.counts[classes] += sign * counts
+        roots = None if weights is None else weights.sqrt()[:, None]
+        rows = rows if roots is None else roots * rows
         if self.gram.numel():
             self.gram.addmm_(rows.T, rows, alpha=sign)
+        # matrix products, as adding by index would depend on the order of a GPU's threads
+        step = MOST_TARGETS // max(1, len(classes))
+        for part in (slice(start, start + step) for start in range(0, len(rows), step)):
+            targets = one_hot(place[part], len(classes)).double()
+            targets = targets if roots is None else roots[part] * targets
+            self.sums[classes] += sign * (targets.T @ rows[part])
 
     def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
         """Return one-hot rows."""
@@ -162,24 +170,28 @@ class Sums:
         """Leave out the images of other sums; the result does not keep ids."""
         return Sums(self.gram - part.gram, self.sums - part.sums, self.counts - part.counts)
 
-    def without_class(
-        self, label: int, known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], ids: Int64[Tensor, " n"]
+    def without_classes(
+        self,
+        gone: Sequence[int],
+        known: Float[Tensor, "n d"],
+        labels: Int64[Tensor, " n"],
+        ids: Int64[Tensor, " n"],
     ) -> Sums:
-        """Take out a class whose images are not all at hand: G is made anew from what is left.
+        """Take out classes whose images are not all at hand: G is made anew from what is left.
 
             G = sum_i x_i x_i' + sum_k R_k R_k' / r_k + (r - c) V
 
         with the known images i, and the sums R_k and numbers r_k of the r other images of c classes; V is the variance
         within classes of the known images, shrunk to its diagonal, as these are often fewer than the features.
-        Nothing of the class goes into the result.
+        Nothing of the classes taken out goes into the result.
 
         Args:
             known, labels, ids: features of images of the other classes, and their labels before the removal.
         """
-        keep = torch.arange(len(self.counts)) != label
-        there = self.labels != label
-        left, moved = self.ids[there], self.labels[there] - (self.labels[there] > label).long()
-        labels = labels - (labels > label).long()
+        keep, place = self._staying(gone)
+        there = keep[self.labels]
+        left, moved = self.ids[there], place[self.labels[there]]
+        labels = place[labels]
         empty, inside = Sums.empty(int(keep.sum()), self.width), torch.isin(ids, left)
         every = empty.plus(known, labels, ids)
         part = empty.plus(known[inside], labels[inside], ids[inside])
@@ -191,12 +203,17 @@ class Sums:
             gram = gram + more * _to_diagonal(every.scatter / free, free)
         return replace(whole, gram=gram)
 
-    def dropped(self, label: int) -> Sums:
-        """Leave out the row of a class whose images have been taken out already."""
-        assert int(self.counts[label]) == 0
-        keep = torch.arange(len(self.counts)) != label
-        moved = self.labels - (self.labels > label).long()
-        return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=moved)
+    def dropped(self, gone: Sequence[int]) -> Sums:
+        """Leave out the rows of classes whose images have been taken out already."""
+        assert not self.counts[list(gone)].any()
+        keep, place = self._staying(gone)
+        return replace(self, sums=self.sums[keep], counts=self.counts[keep], labels=place[self.labels])
+
+    def _staying(self, gone: Sequence[int]) -> tuple[Bool[Tensor, " c"], Int64[Tensor, " c"]]:
+        """Return which classes stay without ``gone``, and the labels that they have then."""
+        keep = torch.ones(len(self.counts), dtype=torch.bool)
+        keep[list(gone)] = False
+        return keep, keep.cumsum(0) - 1
 
     def merged(self, place: Int64[Tensor, " c"], classes: int) -> Sums:
         """Give each class the label ``place[label]`` of ``classes`` labels; classes with the same label become one."""
