@@ -15,7 +15,7 @@ from everclip.runs.run import Run
 from everclip.runs.tuned import beyond, searched
 from everclip.sweep import tune as tuning
 from everclip.sweep.folder import busy
-from everclip.sweep.trials import outcome, rate_keys, search, space, start
+from everclip.sweep.trials import outcome, rate_keys, read, search, space, start
 from everclip.system.progress import Progress
 from everclip.training.loop import train
 
@@ -45,6 +45,25 @@ def test_a_grid_grows_while_its_edge_wins(order: int) -> None:
     assert found.edges == []
     assert asked[0] == OWN
     assert found.trials == len(asked) == len({tuple(values.items()) for values in asked}) < 40
+
+
+def test_no_trial_is_spent_on_an_option_that_is_not_read() -> None:
+    """The weight of a distillation makes no difference to a loss without one."""
+    config = resolve(load_config(["method=icarl", "memory.budget=6"]))
+    grid = {"method.loss": ["bce", "ce"], "method.distill_weight": ["0.3", "1", "3"]}
+    own = {"method.loss": "bce", "method.distill_weight": "1"}
+    for best, trials in (("bce", 2), ("ce", 4)):
+        asked: list[dict[str, str]] = []
+
+        def score(values: dict[str, str], best: str = best, asked: list[dict[str, str]] = asked) -> float:
+            asked.append(values)
+            return 0.5 + 0.1 * (values["method.loss"] == best)
+
+        found = search(grid, own, score, 40, lambda key, value: False, lambda values: read(config, values))
+        assert found.values["method.loss"] == best
+        assert found.trials == len(asked) == trials
+        assert [*found.tried["method.distill_weight"]] == ["0.3", "1", "3"]
+        assert outcome(found.tried, grid, own, False)
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8])

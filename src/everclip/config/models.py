@@ -41,6 +41,8 @@ class MethodConfig(Section):
     the default."""
     search_first: ClassVar[tuple[str, ...]] = ()
     """Those of ``search`` to tune before rates and epochs, since the best rates depend on them."""
+    search_only: ClassVar[dict[str, tuple[str, Any]]] = {}
+    """Those of ``search`` that are read only where another option has a value: no trial is spent on them elsewhere."""
     recommends: ClassVar[dict[str, Any]] = {}
     """Values of ``[train]`` for this method where the user gave none, for example ``{"epochs": 1}``."""
     recommended_before: ClassVar[dict[str, Any] | None] = None

@@ -45,6 +45,7 @@ class Icarl(Method):
 
     class Config(MethodConfig):
         search: ClassVar = {"loss": ("bce", "ce"), "distill_weight": (0.3, 1.0, 3.0)}
+        search_only: ClassVar = {"distill_weight": ("loss", "ce")}
 
         loss: Literal["bce", "ce"] = Field(
             default="bce", description="one-vs-all, as published, or cross-entropy with distillation"

@@ -185,7 +185,28 @@ def _value(text: str) -> str | float:
     return text if number is None else number
 
 
-def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[str, str], bool]) -> Outcome:
+def read(config: Config, values: Values) -> Values:
+    """Return those of ``values`` that a run reads: not the options that another option's value makes void."""
+    void = method_class(config.method.name).Config.search_only
+
+    def is_read(key: str) -> bool:
+        name = key.removeprefix("method.")
+        if name == key or name not in void:
+            return True
+        other, needed = void[name]
+        return values.get(f"method.{other}", plain(config.method.options.get(other))) == plain(needed)
+
+    return {key: value for key, value in values.items() if is_read(key)}
+
+
+def search(
+    grid: Grid,
+    own: Values,
+    score: Score,
+    most: int,
+    valid: Callable[[str, str], bool],
+    read: Callable[[Values], Values] = dict,
+) -> Outcome:
     """Return the best values within ``most`` trials.
 
     Args:
@@ -194,9 +215,11 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
             best of their grid, whether that is better or not.
         score: trains with some values; it is called once for the same ones.
         valid: whether a grid may grow by a value.
+        read: leaves out values that make no difference, so that no trial is spent on them.
     """
     grid = {key: list(values) for key, values in grid.items()}
-    known: dict[tuple[tuple[str, str], ...], float | None] = {}
+    known: dict[tuple[tuple[str, str], ...], float | None] = {}  # by all values
+    trained: dict[tuple[tuple[str, str], ...], float | None] = {}  # by those that a run reads
     best: Values = dict(own)
     top: float | None = None
 
@@ -211,9 +234,12 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
             trial = best | {key: value}
             same = tuple(trial.items())
             if same not in known:
-                if len(known) >= most:
-                    continue
-                known[same] = score(trial)
+                alike = tuple(read(trial).items())
+                if alike not in trained:
+                    if len(trained) >= most:
+                        continue
+                    trained[alike] = score(trial)
+                known[same] = trained[alike]
             result = known[same]
             if result is not None and (top is None or result > top):
                 best, top = trial, result
@@ -224,7 +250,7 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         return further if further is not None and valid(key, further) else None
 
     changed, again = bool(grid), False
-    while changed and len(known) < most:
+    while changed and len(trained) < most:
         changed = False
         for key in grid:
             changed = improve(key, grid[key]) or changed
@@ -234,7 +260,7 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
             if not again and key.startswith("method."):
                 changed = changed or grow(key) is not None  # once each key has been tried
                 continue
-            while len(known) < most and (further := grow(key)) is not None:
+            while len(trained) < most and (further := grow(key)) is not None:
                 grid[key].insert(grid[key].index(best[key]) + (_size(further) > _size(best[key])), further)
                 if not improve(key, [further]):
                     break
@@ -249,4 +275,4 @@ def search(grid: Grid, own: Values, score: Score, most: int, valid: Callable[[st
         k: {v: tried[k][v] for v in sorted(values, key=_size) if v in tried[k]} for k, values in grid.items()
     }
     edges = [key for key in best if grow(key) is not None]
-    return Outcome(best, ordered, len(known), edges)
+    return Outcome(best, ordered, len(trained), edges)

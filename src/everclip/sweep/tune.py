@@ -105,7 +105,12 @@ def tune(
         else:
             own = trials.start(start, grid)
             found = trials.search(
-                grid, own, trial.score, most, lambda key, value: trial.valid(start, key, value)
+                grid,
+                own,
+                trial.score,
+                most,
+                lambda key, value: trial.valid(start, key, value),
+                lambda values: trials.read(start, values),
             )
         for key, scores in found.tried.items():
             if scores and all(score is None for score in scores.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class ExpandConfig(MethodConfig):
         default=1.0, ge=0, description="weight of the loss on the newest extractor alone"
     )
     head_init: HeadInit = initial_rows()
+    search_only: ClassVar = {"retrain_penalty": ("balance", "retrain")}
+
     balance: Literal["align", "retrain", "none"] = Field(
         default="retrain",
         description="how to correct the bias towards new classes after a task: learn the head anew, with equal"
