@@ -250,11 +250,13 @@ def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut
         then fitted only on the others.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or the folder holds another model by now, which has values of its own.
     """
     if model.plan is None or model.labels != seen(model.plan.tasks):
         return None
     folder = Path(model.spec).expanduser()
+    if model.identity and cards.identity(folder) != model.identity:
+        raise UserError(f"{folder} has changed since it was opened: repeat the command")
     of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
     try:
         return cards.write_calibration(folder, of, calibration, unknown)
