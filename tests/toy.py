@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from open_clip import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 MODEL_CFG = {
     "embed_dim": 16,
@@ -26,4 +26,14 @@ def toy_clip(tmp_path: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = CLIP(**MODEL_CFG)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def damaged_clip(tmp_path: Path) -> Path:
+    """Write the model with a weight that is not a number, and return its folder."""
+    folder = toy_clip(tmp_path)
+    file = folder / "open_clip_model.safetensors"
+    weights = load_file(file)
+    weights["visual.proj"][0, 0] = torch.nan
+    save_file(weights, file)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Say
-from tests.learned import held_out, learned, unlearned
+from tests.learned import coloured, held_out, learned, unlearned
 from tests.pictures import image_folder
 
 
@@ -69,6 +69,20 @@ def test_a_folder_is_evaluated_as_the_run_is(run: Path, head: Path, tmp_path: Pa
     again = tmp_path / "again"
     assert say("export", tmp_path / "head", "-o", again)[0] == 0
     assert (again / "everclip.json").read_bytes() == (tmp_path / "head" / "everclip.json").read_bytes()
+
+
+def test_one_class_is_measured_among_the_learned_ones_alone(
+    run: Path, toy: str, tmp_path: Path, say: Say
+) -> None:
+    one, other = (coloured(tmp_path / name, {name: (90, 90, 90)}) for name in ("red", "purple"))
+    result = json.loads(say("evaluate", run, "--data", one, "--unknown", other, "--json")[1])
+    assert (result["label_set"], result["images"], result["unknown"]["images"]) == (6, 4, 4)
+    assert say("export", run, "--check", one, "-o", tmp_path / "m")[0] == 0
+    line = 'has one class, "purple", and a text tower chooses among those of the data: add a CLASS folder'
+    for words in (["--data", other], ["--retention", other]):
+        code, _, err = say("evaluate", run, *words)
+        assert (code, err.splitlines()[-1]) == (2, f"error: {other} {line}")
+    assert "a classifier needs two" in say("evaluate", toy, "--data", one)[2]
 
 
 def test_retention_is_what_the_text_tower_still_knows(run: Path, toy: str, tmp_path: Path, say: Say) -> None:

@@ -20,6 +20,7 @@ from everclip.inference.model import open_model
 from tests.cli.conftest import Say
 from tests.learned import coloured, held_out, learned, unlearned
 from tests.pictures import COLOURS, image_folder, picture
+from tests.toy import damaged_clip
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,24 @@ def test_pictures_that_are_all_right_give_no_temperature(run: Path, tmp_path: Pa
         f"error: no temperature is best: {run} is always right on the {len(right)} images of {data}; give more of"
         " them\n"
     )
+
+
+def test_what_is_not_a_number_gives_no_temperature(tmp_path: Path, say: Say) -> None:
+    model = f"local-dir:{damaged_clip(tmp_path)}"
+    (tmp_path / "names.txt").write_text("red\ngreen\n")
+    data = coloured(tmp_path / "held", dict([*COLOURS.items()][:2]))
+    code, out, err = say("predict", model, "--classes", tmp_path / "names.txt", "--calibrate", data)
+    line = f"error: {model} gives no logits, but what is not a number: use another copy\n"
+    assert (code, out, err) == (1, "", line)
+
+
+def test_a_temperature_may_be_fitted_on_one_class(run: Path, tmp_path: Path, say: Say) -> None:
+    data = coloured(tmp_path / "held", {"white": COLOURS["white"]}, 24, seed=3)
+    found = json.loads(say("evaluate", run, "--data", data, "--json")[1])
+    assert (found["label_set"], [row["class"] for row in found["per_class"]]) == (6, ["white"])
+    run = shutil.copytree(run, tmp_path / "run")
+    code, _, err = say("predict", run, "--calibrate", data)
+    assert (code, f"fitted on 24 images of {data}" in err) == (0, True)
 
 
 def test_a_class_without_training_images_has_no_probability_to_calibrate(

@@ -34,6 +34,7 @@ __all__ = ["made"]
         (["--max-waiting", 0], "--max-waiting is 0: use a whole number from 1 to 1000000"),
         (["--max-megapixels", 90], "--max-megapixels is 90: use a whole number from 1 to 89"),
         (["--host", "no such host"], "--host no such host is not an address"),
+        (["--host", "a" * 70], f"--host {'a' * 70} is not an address (no name of a host): use one"),
         (["--host", "192.0.2.1", "--port", 0], "port 0 of 192.0.2.1 cannot be used (Cannot assign requested"),
         (["--port", 0], "lite comes without classes: give --classes FILE, one name per line"),
     ],
@@ -55,6 +56,16 @@ def test_a_port_in_use_is_one_line(say: Say) -> None:
         port = taken.getsockname()[1]
         code, out, err = say("serve", "lite", "--port", port)
     line = f"error: port {port} of 127.0.0.1 cannot be used (Address already in use): use --port\n"
+    assert (code, out, err) == (2, "", line)
+
+
+def test_a_machine_without_a_kind_of_addresses_is_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr("socket.socket", refused)
+    code, out, err = say("serve", "lite", "--host", "::1")
+    line = "error: --host ::1 is not an address (Address family not supported by protocol): use one of this machine\n"
     assert (code, out, err) == (2, "", line)
 
 

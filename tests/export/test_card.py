@@ -131,6 +131,14 @@ def test_a_strangers_card_takes_no_more_than_its_length(tmp_path: Path, card: st
     assert licence is None
 
 
+@pytest.mark.parametrize(
+    "spec", ["hf-hub:a/b/c", "hf-hub:", "hf-hub:../x", "local-dir:~nobody-here/x", "x" * 5000]
+)
+def test_a_strangers_name_of_weights_states_no_licence(spec: str) -> None:
+    ((_, licence),) = licences.weights(spec)
+    assert licence is None
+
+
 def test_licences_of_packages_and_tags() -> None:
     pytest.importorskip("transformers")
     assert licences.weights("lite") == [

@@ -31,7 +31,7 @@ from tests.attacks.plant import change, hugging
 from tests.cli.conftest import Say
 from tests.learned import coloured, learned
 from tests.running import files_up_to
-from tests.toy import toy_clip
+from tests.toy import damaged_clip, toy_clip
 
 
 def whole(path: Path) -> tuple[np.ndarray, list[str]]:
@@ -181,6 +181,14 @@ def test_the_folder_may_be_the_current_one(
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_a_number_is_no_embedding(pictures: Path, tmp_path: Path, say: Say) -> None:
+    model = f"local-dir:{damaged_clip(tmp_path)}"
+    code, out, err = say("embed", model, pictures, "-o", tmp_path / "v")
+    line = f"error: {model} gives embeddings that are not finite: use another copy\n"
+    assert (code, out, err.endswith(line)) == (1, "", True)
+    assert not len(read(tmp_path / "v"))
 
 
 def test_another_encoder_is_refused(toy: str, pictures: Path, tmp_path: Path, say: Say) -> None:

@@ -121,6 +121,21 @@ def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
     assert len(moved) == 2
 
 
+def test_a_version_has_its_own_number(here: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is rolled back right after its model was read."""
+
+    def late(place: Path) -> int | None:
+        monkeypatch.undo()
+        rollback(here / "v2")
+        return number(place)
+
+    number = module._number
+    monkeypatch.setattr(module, "_number", late)
+    current = Current(Source(str(here / "v2")), lines.append)
+    assert (current.now.version, current.now.model.names) == (1, ("red", "yellow"))
+    assert current.now.identity == identity(here / "v2")
+
+
 def test_a_model_without_a_folder_stays(toy: str, made: Path, lines: list[str]) -> None:
     current = Current(Source(toy, ("cat", "dog")), lines.append)
     first = current.now

@@ -21,7 +21,7 @@ from everclip.data.formats.folders import check_text
 from everclip.data.images import ImageSet
 from everclip.data.loader import Loader
 from everclip.data.pixels import Pixels
-from everclip.errors import UserError
+from everclip.errors import RunError, UserError
 from everclip.index import folder, listing
 from everclip.index.encoder import fingerprints
 from everclip.index.folder import IMAGE, TEXT, Listed, Table, Vectors
@@ -154,7 +154,8 @@ def embed(
 
     Raises:
         UserError: the folder has embeddings of another encoder, of the other kind or precision, or is damaged.
-        RunError: the disk is full or fails: what was written stays, and the same call continues.
+        RunError: the disk is full or fails: what was written stays, and the same call continues; or an embedding is
+            not finite.
     """
     begin = time.perf_counter()
     with on_disk(path, "make room and repeat the command"):
@@ -170,6 +171,8 @@ def embed(
         for start in range(0, len(left.ids), SHARD):
             part = slice(start, min(start + SHARD, len(left.ids)))
             rows, listed = _shard(clip, left, part, pixels, step)
+            if not np.isfinite(rows).all():  # a search would refuse the whole folder
+                raise RunError(f"{model} gives embeddings that are not finite: use another copy")
             there = folder.append(there, rows, listed)
             skipped |= listed.skipped
     return Report(there, len(there) - before, time.perf_counter() - begin, skipped)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 
 from everclip import data as sources
 from everclip.data import scenarios
+from everclip.data.formats.folders import ADDITION
 from everclip.data.images import Dataset, ImageSet
 from everclip.data.loader import Loader
 from everclip.data.paths import spec_of
@@ -100,7 +101,13 @@ def examined(model: Deployed, found: Dataset, expected: bool = True, pixels: Pix
 
 
 def text_alone(clip: Clip, found: Dataset, pixels: Pixels | None = None) -> Answers:
-    """Test a model's zero-shot classifier on a data set, among its classes. Raises UserError as ``examined``."""
+    """Test a model's zero-shot classifier on a data set, among its classes. Raises UserError as ``examined``, and where
+    there is one class alone, which would always be right."""
+    if len(found.class_names) == 1:
+        raise UserError(
+            f'{found.name} has one class, "{found.class_names[0]}", and a text tower chooses among those of the data:'
+            " add a CLASS folder"
+        )
     return answers(zero_shot(clip.name, clip, found.class_names, found.templates), tested(found), pixels)
 
 
@@ -118,15 +125,18 @@ def present(found: Dataset, images: ImageSet) -> list[str]:
 
 
 def load(spec: str, model: Deployed, pairs: bool = False) -> Dataset:
-    """Return a data set for a model, of the model's kind and with the prompts that suit it.
+    """Return a data set for a model, of the model's kind and with the prompts that suit it; one class is enough, unless
+    its tasks are domains.
 
     Args:
         pairs: whether its images may have captions in place of classes.
     """
     if model.plan is None:
-        return sources.load(spec, model=model.spec, pairs=pairs)
+        return sources.load(spec, ADDITION, model=model.spec, pairs=pairs)
     config = model.plan.config
-    return sources.load(spec, scenarios.lists(config.scenario), model=config.model, pairs=pairs)
+    kind = scenarios.lists(config.scenario)
+    kind = ADDITION if kind == "class-incremental" else kind
+    return sources.load(spec, kind, model=config.model, pairs=pairs)
 
 
 def labelled(model: Deployed, found: Dataset, name: str) -> ImageSet:
@@ -250,11 +260,13 @@ def keep_calibration(model: Deployed, calibration: Calibration, unknown: HeldOut
         then fitted only on the others.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or the folder holds another model by now, which has values of its own.
     """
     if model.plan is None or model.labels != seen(model.plan.tasks):
         return None
     folder = Path(model.spec).expanduser()
+    if model.identity and cards.identity(folder) != model.identity:
+        raise UserError(f"{folder} has changed since it was opened: repeat the command")
     of = {"model": model.identity} if model.identity else {"stage": len(model.plan.tasks) - 1}
     try:
         return cards.write_calibration(folder, of, calibration, unknown)

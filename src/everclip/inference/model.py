@@ -188,7 +188,7 @@ def open_model(
         pairs: whether it may have learned images with captions, and no classes.
 
     Raises:
-        UserError: no such model, or one without classes.
+        UserError: no such model, one without classes, or its folder has become another model's meanwhile.
     """
     path = Path(spec).expanduser()
     if path.is_file():
@@ -203,6 +203,8 @@ def open_model(
         return zero_shot(spec, zoo.load(spec, image_size, device("auto")), classes, prompts)
     check_own(spec, {"--image-size": image_size, "--templates": templates})
     found = _of_folder(path, spec) if (path / FILE).is_file() else _of_checkpoint(path)
+    if found.identity and cards.identity(path) != found.identity:  # its files may be of two versions
+        raise UserError(f"{spec} has changed while it was opened: repeat the command")
     if not pairs:
         found.check_classes()
     return found if classes is None else found.among(classes)
@@ -245,8 +247,8 @@ def _of_checkpoint(path: Path) -> Deployed:
 
 def _of_folder(folder: Path, spec: str) -> Deployed:
     """Return a model folder, or a checkpoint, from its card alone."""
-    card = cards.read(folder)
     identity = cards.identity(folder)
+    card = cards.read(folder)
     kept = cards.read_calibration(folder, {"model": identity})
     fitted = {"calibration": kept.calibration or card.calibration, "unknown": kept.unknown or card.unknown}
     plan = plans.plan_of(card)

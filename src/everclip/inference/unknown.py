@@ -94,12 +94,15 @@ def judged(
 def judged_all(
     model: Deployed, judge: Judge, images: ImageSet, pixels: Pixels
 ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n k"], Int64[np.ndarray, " n"]]:
-    """Return the same for the readable images of a set, and their labels. Raises RunError if there are none."""
+    """Return the same for the readable images of a set, and their labels. Raises RunError if there are none, or where
+    logits are not numbers."""
     batches = Loader(pixels, BATCH).plain(images, BATCH)
     found = [(*judged(model, judge, batch.images), batch.labels.numpy()) for batch in batches if len(batch)]
     if not found:
         raise RunError(f"not one of {len(images)} images can be read")
     logits, unknown, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    if np.isnan(logits).any():
+        raise RunError(f"{model.spec} gives no logits, but what is not a number: use another copy")
     return logits, unknown, labels
 
 

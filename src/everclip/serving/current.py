@@ -134,6 +134,7 @@ class Source:
             place, before = self.place, self.identity()
             try:
                 model = self._model(place, before)
+                number = _number(place) if before else None
             except (UserError, OSError):
                 if self.identity() == before:
                     raise
@@ -147,7 +148,7 @@ class Source:
             place.name if before else Path(self.spec).name,
             model,
             before,
-            _number(place) if before else None,
+            number,
             Asker(own),
             fingerprint(own),
             paths=self.paths,

@@ -53,11 +53,10 @@ def listening(host: str, port: int) -> socket.socket:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise UserError(
-            f"--host {host} is not an address ({error.strerror}): use one of this machine"
-        ) from error
-    found = socket.socket(family, kind, number)
+        found = socket.socket(family, kind, number)
+    except (OSError, UnicodeError) as error:  # a name that is too long is no name of a host at all
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise UserError(f"--host {host} is not an address ({reason}): use one of this machine") from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # at once after a killed server
         found.bind(address)

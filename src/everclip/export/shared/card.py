@@ -14,10 +14,12 @@ from typing import Any
 
 from everclip._version import __version__
 from everclip.data.scenario import seen
+from everclip.errors import UserError
 from everclip.export import Written
 from everclip.export.shared import licences
 from everclip.inference.learned import LIST, is_version
 from everclip.inference.model import Deployed
+from everclip.runs import card as cards
 from everclip.runs.card import METHOD_FILE
 from everclip.runs.schema import LEAST, MOST_CLASSES
 from everclip.runs.schema import load as load_results
@@ -86,10 +88,19 @@ def write(model: Deployed, form: str, folder: Path, written: Written) -> None:
     (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _folder(model: Deployed) -> Path | None:
+    """Return the folder that a model was opened from; None where it does not hold it any more, as after a rollback."""
+    folder = Path(model.spec).expanduser()
+    try:
+        return folder if not model.identity or cards.identity(folder) == model.identity else None
+    except UserError:  # it has gone
+        return None
+
+
 def _measured(model: Deployed) -> dict[str, Any]:
     """Return what the model's folder says of its accuracy; empty where that is nothing, or is of other classes."""
-    folder = Path(model.spec).expanduser()
-    if model.plan is None or len(model.labels) != len(seen(model.plan.tasks)):
+    folder = _folder(model)
+    if folder is None or model.plan is None or len(model.labels) != len(seen(model.plan.tasks)):
         return {}
     try:
         if is_version(folder):
@@ -156,8 +167,8 @@ def _pictures(model: Deployed, folder: Path) -> list[str]:
     words = ["Pictures are inside, in `images.zip`." if inside else "No picture is inside."]
     if (folder / METHOD_FILE).is_file():
         words.append(f"`{METHOD_FILE}` has what the method computed from pictures: sums, means or weights.")
-    source = Path(model.spec).expanduser()
-    if is_version(source):
+    source = _folder(model)
+    if source is not None and is_version(source):
         try:
             kept = len(read_json(source / LIST)["rows"])
             words.append(f"The version that this was exported from keeps {kept:,} of its pictures.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from everclip.inference.model import LOCAL, Deployed
 from everclip.models import lite
@@ -35,10 +38,12 @@ def weights(spec: str) -> Stated:
     if spec == LITE:
         return [(f"weights: package {name}", _of_package(name)) for name in lite.PACKAGES]
     if spec.startswith(_HUB):
-        card = try_to_load_from_cache(spec.removeprefix(_HUB), "README.md")
+        card = None
+        with suppress(HFValidationError):  # a stranger's name, which no repository can have
+            card = try_to_load_from_cache(spec.removeprefix(_HUB), "README.md")
         return [(f"weights: {spec}", _of_card(Path(card)) if isinstance(card, str) else None)]
-    folder = Path(spec.removeprefix(LOCAL)).expanduser()
-    if spec.startswith(LOCAL) or folder.is_dir():
+    folder = Path(os.path.expanduser(spec.removeprefix(LOCAL)))
+    if spec.startswith(LOCAL) or os.path.isdir(folder):  # whatever a stranger's path is
         return [(f"weights: the folder {folder.name}", _of_card(folder / "README.md"))]
     return [(f"weights: open_clip's {spec}", None)]
 
