@@ -679,6 +679,7 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
         (["method=gdro model=x last<0.8"], 2, "matches no row"),
         (["gdro"], 2, "is not a condition"),
         (["<"], 2, "is not a condition"),
+        (["last<nan"], 2, "is not a condition"),
         (["method=gdro speed<3"], 2, 'has no number "speed"'),
     ],
 )
@@ -696,3 +697,10 @@ def test_gates(
 def test_a_metric_that_names_nothing(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(grid), "--metric", ","]) == 2
     assert "--metric names no number" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_named_twice_is_shown_once(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(grid), "--csv", "--metric", "last,last", "--fail-if", "forgetting>1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].count(",last,") == 1
+    main(["compare", str(grid), "--json", "--metric", "last,last", "--fail-if", "forgetting>1"])
+    assert json.loads(capsys.readouterr().out)["metrics"] == ["last"]
