@@ -407,6 +407,17 @@ def test_what_the_seed_does_not_change_differs_between_class_orders(tmp_path: Pa
     assert not rows(compared(tmp_path / "ncm-0"))["ncm"]["random"]
 
 
+@pytest.mark.parametrize("kind", ["./mine.py", "my_package.mine"])
+def test_a_scenario_from_outside_may_draw_by_the_seed(kind: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        asked = {"scenario.kind": kind}
+        run_folder(
+            tmp_path / f"{seed}", 0.5 + seed / 10, method="ncm", seed=seed, scenario=kind, config=asked
+        )
+    assert rows(compared(tmp_path))["ncm"]["random"]
+    assert rows(compared(tmp_path))["zero_shot"]["random"]
+
+
 def test_a_memory_that_ended_empty_has_its_own_size(tmp_path: Path) -> None:
     for budget in (2, 200, 1000):
         run_folder(tmp_path / f"m{budget}", budget / 1000, budget=budget, memory_bytes=budget - 2)
