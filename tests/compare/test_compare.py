@@ -407,6 +407,17 @@ def test_what_the_seed_does_not_change_differs_between_class_orders(tmp_path: Pa
     assert not rows(compared(tmp_path / "ncm-0"))["ncm"]["random"]
 
 
+@pytest.mark.parametrize("kind", ["./mine.py", "my_package.mine"])
+def test_a_scenario_from_outside_may_draw_by_the_seed(kind: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        asked = {"scenario.kind": kind}
+        run_folder(
+            tmp_path / f"{seed}", 0.5 + seed / 10, method="ncm", seed=seed, scenario=kind, config=asked
+        )
+    assert rows(compared(tmp_path))["ncm"]["random"]
+    assert rows(compared(tmp_path))["zero_shot"]["random"]
+
+
 def test_a_memory_that_ended_empty_has_its_own_size(tmp_path: Path) -> None:
     for budget in (2, 200, 1000):
         run_folder(tmp_path / f"m{budget}", budget / 1000, budget=budget, memory_bytes=budget - 2)
@@ -679,6 +690,7 @@ def test_json_csv_and_latex_have_the_numbers(grid: Path, capsys: pytest.CaptureF
         (["method=gdro model=x last<0.8"], 2, "matches no row"),
         (["gdro"], 2, "is not a condition"),
         (["<"], 2, "is not a condition"),
+        (["last<nan"], 2, "is not a condition"),
         (["method=gdro speed<3"], 2, 'has no number "speed"'),
     ],
 )
@@ -696,3 +708,10 @@ def test_gates(
 def test_a_metric_that_names_nothing(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(grid), "--metric", ","]) == 2
     assert "--metric names no number" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_named_twice_is_shown_once(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(grid), "--csv", "--metric", "last,last", "--fail-if", "forgetting>1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].count(",last,") == 1
+    main(["compare", str(grid), "--json", "--metric", "last,last", "--fail-if", "forgetting>1"])
+    assert json.loads(capsys.readouterr().out)["metrics"] == ["last"]

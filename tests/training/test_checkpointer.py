@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from everclip import plugins
+from everclip.errors import UserError
 from everclip.runs.run import Run
 from everclip.system.checkpoint import names
+from everclip.system.progress import Progress
 from everclip.system.signals import Stopped
 from everclip.training import loop, testing
 from tests.marks import slow_after
@@ -258,3 +260,27 @@ def test_a_run_says_where_it_goes_on(
         said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("continued")]
         assert said == ([] if steps == 1 else [f"continued {line}"])
     assert configured(*words).checkpoint.every == "task"
+
+
+def edited(out: Path, before: str, after: str) -> Run:
+    file = out / "config.toml"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+    return Run(out, Run.read_config(out))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_whose_config_was_edited_goes_on_only_with_what_it_began_with(
+    steps: int, tmp_path: Path, tokens: list[str]
+) -> None:
+    whole, out = run(tmp_path / "whole", *tokens), tmp_path / "run"
+    assert run_for(out, steps, *tokens) is None
+    log = (out / "metrics.jsonl").read_bytes()
+    says = r"run/config.toml has changed since this run began \(\"memory.budget\": 12 then, 6 now\): put it back, or"
+    with edited(out, "budget = 12", "budget = 6") as opened, pytest.raises(UserError, match=says):
+        loop.train(opened, Progress())
+    assert (out / "metrics.jsonl").read_bytes() == log
+    edited(out, "workers = 2", "workers = 0")
+    with edited(out, "budget = 6", "budget = 12") as opened:
+        assert timeless(loop.train(opened, Progress())) == timeless(whole)

@@ -49,7 +49,7 @@ def compare(
     if json + csv + latex > 1:
         raise UserError("--json, --csv and --latex are given together: use one of them")
     found = find_runs(runs)
-    metrics = [word.strip() for word in (metric or "").split(",") if word.strip()]
+    metrics = list(dict.fromkeys(word.strip() for word in (metric or "").split(",") if word.strip()))
     if metric is None:
         metrics = [*verdict.metrics_of(found)]
     elif not metrics:

@@ -216,7 +216,9 @@ def seeded(run: Finished, recorded: bool = False) -> bool:
     Args:
         recorded: ask about the results of the pretrained model that the run has recorded.
     """
-    return run.config.get("scenario.order") == "seed" or (not recorded and _ask(run)[1])
+    # a scenario from outside the package is not loaded, and may draw by the run's seed, which it is given
+    drawn = run.config.get("scenario.order") == "seed" or trust.is_code(str(run.value("scenario.kind")))
+    return drawn or (not recorded and _ask(run)[1])
 
 
 def _ask(run: Finished) -> tuple[bool, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -77,7 +78,7 @@ def _parse(condition: str) -> tuple[dict[str, str], str, str, str]:
     words = condition.split()
     filters = list(takewhile(lambda word: "=" in word and not set(word) & {"<", ">"}, words))
     match = _CONDITION.fullmatch(" ".join(words[len(filters) :]))
-    if match is None:
+    if match is None or math.isnan(number_in(match[3]) or 0):  # nothing is below or above nan
         raise UserError(
             f'--fail-if "{condition}" is not a condition: use "gdro<gcl", or "method=gdro last<0.8"'
         )

@@ -26,7 +26,7 @@ from everclip.system.signals import Stop
 from everclip.training.context import Context, Journal
 from everclip.training.optim import Update
 from everclip.training.plan import card_of
-from everclip.training.restore import RECORD, STATE, WEIGHTS, Saved, fitting
+from everclip.training.restore import RECORD, SETTINGS, STATE, WEIGHTS, Saved, fitting, settings
 
 
 class Checkpointer(Journal):
@@ -44,6 +44,7 @@ class Checkpointer(Journal):
         self.context = context
         self.stop = stop
         self.place = trail[-1].place if trail else Place(0)
+        self._settings = settings(run) if run.writes else {}
         self._trail = {saved.place: saved for saved in trail[1:]}
         self._target = self.place if self._trail else None
         self._on = [saved.place for saved in trail if not saved.place.step]
@@ -146,6 +147,7 @@ class Checkpointer(Journal):
         def write(folder: Path) -> None:
             model(folder)
             save_state(state, folder / STATE)
+            (folder / SETTINGS).write_text(json.dumps(self._settings), encoding="utf-8")
 
         if self.run.writes:
             self.run.store.commit(place, write, [] if place.whole else self._on)

@@ -27,7 +27,7 @@ from everclip.system.reading import open_regular, read_json
 from everclip.training import noted, references
 from everclip.training.environment import environment
 from everclip.training.plan import Plan
-from everclip.training.restore import RECORD, restore, saved
+from everclip.training.restore import RECORD, SETTINGS, restore, saved
 
 SAME = (
     "data",
@@ -171,9 +171,8 @@ def begin(run: Run, plan: Plan) -> None:
         run.write(IMAGES, (found.run.path / IMAGES).read_bytes())
 
     def copy(folder: Path) -> None:
-        shutil.copytree(
-            found.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json")
-        )
+        others = shutil.ignore_patterns("manifest.json", SETTINGS)  # the fork has settings of its own
+        shutil.copytree(found.folder, folder, dirs_exist_ok=True, ignore=others)
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
 
     run.store.commit(found.place, copy)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from everclip.config.values import flat
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.states import read_state
@@ -20,7 +21,7 @@ from everclip.runs.run import Run
 from everclip.seeding import generator
 from everclip.system.checkpoint import Place, names
 from everclip.system.kinds import COUNT
-from everclip.system.reading import read_json, readable
+from everclip.system.reading import Unreadable, read_json, read_toml, readable
 from everclip.training import activation_cache, noted
 from everclip.training.plan import Plan
 
@@ -29,6 +30,11 @@ log = logging.getLogger("everclip")
 STATE, WEIGHTS, RECORD = "state.pt", "weights.safetensors", "record.json"
 """Files of a checkpoint: what is kept besides the model; the weights within a task, perhaps with low-rank updates; and
 the test results of a finished task."""
+SETTINGS = "settings.json"
+"""The file of a checkpoint with what the run's config.toml then said of what is computed."""
+_FIXED = {"seed", "smoke", "center", "image_size", "tune", "tuning", "method", "memory", "scenario", "train"}
+_FREE = {"train.accumulate", "train.checkpointing", "train.compile"}
+"""Keys and sections of a config that a run keeps to its end, and keys of these that only say how it is carried out."""
 
 
 class Saved(NamedTuple):
@@ -85,12 +91,40 @@ def read(run: Run) -> list[Saved]:
 
     Raises:
         RunError: there are checkpoints, but none can be used.
-        UserError: one is intact but cannot be read here.
+        UserError: one is intact but cannot be read here, or the config has been edited since.
     """
     found = collectives.from_first([[*place] for place in run.store.newest()] if run.writes else None)
     trail = [saved(run.store.folder(place), place) for place in (Place(*numbers) for numbers in found)]
+    if trail and SETTINGS in names(trail[-1].folder):
+        _check_unedited(run, trail[-1].folder)
     run.cut_log(trail[-1].state["log_bytes"] if trail else 0)
     return trail
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Return what a run's config.toml says of what is computed, by dotted key. Raises UserError if it is damaged."""
+    path = run.path / "config.toml"
+    with readable(path, "put back the file that the run began with"):
+        known = flat(read_toml(path))
+    return {
+        key: value for key, value in known.items() if key.partition(".")[0] in _FIXED and key not in _FREE
+    }
+
+
+def _check_unedited(run: Run, checkpoint: Path) -> None:
+    """Refuse a config that was edited after the checkpoint: the results would be of two. Raises UserError."""
+    now = settings(run)
+    with readable(checkpoint / SETTINGS, "use another copy"):
+        then = read_json(checkpoint / SETTINGS)
+        if not isinstance(then, dict):
+            raise Unreadable("it is no object")
+    for key in then | now:
+        before, after = (known.get(key, "auto") for known in (then, now))
+        if before != after:
+            raise UserError(
+                f"{run.path / 'config.toml'} has changed since this run began ({shown(key)}: {shown(before)} then,"
+                f" {shown(after)} now): put it back, or start a new run with another out"
+            )
 
 
 def saved(folder: Path, place: Place) -> Saved:
