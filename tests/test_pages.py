@@ -31,6 +31,7 @@ NOT_RUN = {
     "docs/data.md": 5,
     "docs/distributed.md": 2,
     "docs/methods.md": 1,
+    "docs/models.md": 1,
     "docs/nightly.md": 1,
     "docs/plots.md": 1,
     "docs/reproduce.md": 8,

@@ -46,6 +46,7 @@ def test_likelihood_is_the_mean_cross_entropy() -> None:
     assert likelihood(logits, truth, 3) == pytest.approx(wanted, rel=1e-12)
     logits[0, truth[0]] = -np.inf
     assert likelihood(logits, truth) == math.inf
+    assert str(likelihood(np.array([[1e4, 0.0]]), np.array([0]))) == "0.0"  # not -0.0
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.5, 1.0, 8.0, 200.0])

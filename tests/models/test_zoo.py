@@ -46,7 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "ViT-B-61:openai",
             ['unknown model "ViT-B-61:openai"; the nearest are ViT-B-16:openai, ', "everclip models"],
         ),
-        ("lit", ['unknown model "lit"; the nearest are lite, ']),
+        ("lit", ['unknown model "lit"; the nearest are lite, ', "; there is no folder lit either"]),
         ("ViT-B-16:opena", ['no weights "opena"', 'did you mean "openai"']),
         ("ViT-B-16", ["use ViT-B-16:TAG", "openai", "laion400m_e32"]),
         ("local-dir:/no/such/folder", ["/no/such/folder does not exist"]),

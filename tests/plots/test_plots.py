@@ -253,7 +253,7 @@ def test_what_cannot_be_drawn_is_said(many: Path, tmp_path: Path) -> None:
         plots.accuracy_against_memory([many, tmp_path / "other"], new())
     with pytest.raises(UserError, match="this chart shows one run, and 15 are given"):
         plots.class_weights(many, new())
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UserError, match="does not exist: give a run directory"):
         plots.class_weights(tmp_path / "nothing", new())
     with pytest.raises(UserError, match="losses of different methods have no common scale"):
         plots.loss_terms(many, new())

@@ -36,9 +36,9 @@ def test_many_runs_and_what_is_none(runs: Path, capsys: pytest.CaptureFixture[st
     assert app.main(["report", "runs", "nothing", "--figures", "f"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "All 2 runs are finished.\nreport: report.html\n"
-    assert captured.err.startswith('left out: "nothing" is not a run directory')
+    assert captured.err.startswith('left out: "nothing" does not exist')
     text = Page(Path("report.html").read_text()).text
-    assert '"nothing" is not a run directory' in text
+    assert '"nothing" does not exist' in text
     assert (runs.parent / "f" / "memory-last.pdf").read_bytes().startswith(b"%PDF")
     assert (runs.parent / "f" / "memory-last.png").read_bytes().startswith(b"\x89PNG")
 
@@ -68,7 +68,8 @@ def test_mistakes(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(runs.parent / "pipe")
     for arguments, message in (
         ([], "no run to report: give at least one run directory"),
-        (["nothing"], '"nothing" is not a run directory'),
+        (["nothing"], '"nothing" does not exist: give a run directory'),
+        (["file"], '"file" is not a run directory'),
         (["runs", "-o", "file/x.html"], "cannot be written"),
         (["runs", "-o", "runs"], "runs cannot be written (it is a folder): give the name of a file"),
         (["runs", "-o", "."], ". cannot be written (it is a folder): give the name of a file"),

@@ -304,6 +304,14 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     assert "Accuracy of the most confident answers" in page.text
 
 
+def test_a_calibration_error_names_the_bins_of_its_definition(tmp_path: Path) -> None:
+    write_run(tmp_path / "s0", tasks=2, per_task=3, steps=6, answers=True)  # some of the bins have no image
+    assert (
+        "(expected calibration error, 15 bins)"
+        in Page(build([tmp_path], tmp_path / "r.html").read_text()).text
+    )
+
+
 def test_runs_of_one_name_have_their_own_figures(tmp_path: Path) -> None:
     places = [tmp_path / part / "gdro_s0" for part in "ab"]
     for seed, place in enumerate(places):

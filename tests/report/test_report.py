@@ -275,14 +275,16 @@ def test_several_runs_and_what_was_left_out(tmp_path: Path) -> None:
     html = build(paths, tmp_path / "r.html").read_text()
     page = Page(html)
     assert [a["id"] for tag, a in page.elements if tag == "article"] == ["run1", "run2"]
-    assert f'"{tmp_path}/missing" is not a run directory' in page.text
+    assert f'"{tmp_path}/missing" does not exist' in page.text
     assert f"{tmp_path}/broken/results.json cannot be read" in page.text
     test_ids_are_unique_and_references_resolve(html, page)
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UserError, match="does not exist: give a run directory"):
         build([tmp_path / "nothing"], tmp_path / "r.html")
+    with pytest.raises(UserError, match="is not a run directory"):
+        build([tmp_path], tmp_path / "r.html")
     with pytest.raises(UserError, match="give at least one"):
         build([], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()

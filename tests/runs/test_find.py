@@ -42,6 +42,7 @@ def test_runs_folders_and_patterns_each_run_once(tmp_path: Path, monkeypatch: py
         " directory"
     ]
     assert find(["x*"]).skipped == ['"x*" matches nothing']
+    assert find(["runs/s3"]).skipped == ['"runs/s3" does not exist: give a run directory']
     assert find(["runs", "x"]).sweeps == []
 
 

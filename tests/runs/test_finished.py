@@ -50,10 +50,13 @@ def test_folders_patterns_and_what_is_no_run(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "s" / "sweep.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     with caplog.at_level(logging.WARNING, "everclip"):
-        found = everclip.load_runs([tmp_path / "s", tmp_path / "s" / "gcl-s2", tmp_path / "empty"])
+        found = everclip.load_runs(
+            [tmp_path / "s", tmp_path / "s" / "gcl-s2", tmp_path / "empty", tmp_path / "x"]
+        )
     assert [row["seed"] for row in found] == [2, 10]
     assert f"not finished, left out: 1 of 3 runs, {tmp_path / 's' / 'half'}" in caplog.text
-    assert f"no run, left out: {tmp_path / 'empty'}" in caplog.text
+    assert f"no run, left out: {tmp_path / 'empty'}\n" in caplog.text
+    assert f"not there, left out: {tmp_path / 'x'}" in caplog.text
     caplog.clear()
     found = everclip.load_runs(f"{tmp_path}/s/*")
     assert [Path(row["path"]).name for row in found] == ["gcl-s2", "gcl-s10"]

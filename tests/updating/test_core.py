@@ -351,7 +351,16 @@ def test_the_verdict_is_a_page_and_json(toy: str, tmp_path: Path) -> None:
     verdict = json.loads((tmp_path / "v2" / "verdict.json").read_text())
     page = (tmp_path / "v2" / "verdict.html").read_text()
     assert verdict["classes"]["new"] == ["blue", "green"]
-    for word in ("Passed", "ridge", "nothing", "means", "blue", "Held-out"):
-        assert word in page
+    for word in (
+        "Passed",
+        f"version 2 uses {verdict['chosen']}",
+        "ridge",
+        "nothing",
+        "means",
+        "blue",
+        "Held-out",
+    ):
+        assert word in " ".join(page.split())
+    assert page.count('<div class="scroll"><table>') == page.count("<table") == 2  # narrow windows
     assert verdict["test"]["images"] == 16
     assert (tmp_path / "v2" / BEFORE / "everclip.json").is_file()

@@ -47,3 +47,12 @@ def test_a_choice_of_the_user_is_followed() -> None:
     found = decide(replace(USUAL, images=5), "interpolated")
     assert (found.prefer, found.train) == ("interpolated", True)
     assert not decide(USUAL, "means").train
+
+
+def test_training_is_announced_only_where_it_happens() -> None:
+    few = replace(USUAL, images=5)
+    assert decide(USUAL, "auto").why[0] == "new classes: training uses gcl (docs/update.md says why)"
+    for found in (decide(few, "auto"), decide(USUAL, "auto", keep=True), decide(USUAL, "means")):
+        assert not found.train
+        assert not any("training uses" in line for line in found.why)
+    assert "training uses gcl" in decide(few, "trained").why[1]

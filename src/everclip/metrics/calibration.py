@@ -69,7 +69,7 @@ def likelihood(
 ) -> float:
     """Return the mean of -log p[truth], in nats; infinite where a true class has logit -inf."""
     logs = special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
-    return -float(logs[np.arange(len(logs)), truth].mean())
+    return 0.0 - float(logs[np.arange(len(logs)), truth].mean())  # not -0.0 where every answer is certain
 
 
 def none_best(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> str | None:

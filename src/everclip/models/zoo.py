@@ -106,7 +106,8 @@ def _named(spec: str) -> tuple[str, dict[str, Any]]:
     name, _, tag = spec.partition(":")
     name = name.replace("/", "-")  # open_clip accepts OpenAI's ViT-B/16 as well
     if name not in open_clip.list_models():
-        raise UserError(names.unknown(spec))
+        folder = "" if ":" in spec or "/" in spec else f"; there is no folder {spec} either"
+        raise UserError(f"{names.unknown(spec)}{folder}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tag:
         known = "one of " + ", ".join(tags) if tags else "(open_clip has none for it; choose another model)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from everclip.compare.groups import mean, settings
+from everclip.metrics.calibration import BINS
 from everclip.metrics.stats import by_chance
 from everclip.report.figure import csv_address
 from everclip.report.many_figures import sure
@@ -257,6 +258,6 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
         error, over = 100 * calibration_error(bins), overconfidence(bins)
         lines.append(
             f"Its probabilities are off by {error:.1f} points on average (expected calibration error,"
-            f" {len(bins)} bins): it is {'over' if over > 0 else 'under'}confident by {abs(100 * over):.1f} points."
+            f" {BINS} bins): it is {'over' if over > 0 else 'under'}confident by {abs(100 * over):.1f} points."
         )
     return lines

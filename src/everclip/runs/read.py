@@ -153,6 +153,8 @@ def is_run(path: Path) -> bool:
 
 def no_run(path: Path) -> str:
     """Return the message about a path that holds no run."""
+    if not os.path.lexists(path):
+        return f'"{path}" does not exist: give a run directory'
     files = "results.json, metrics.jsonl or config.toml"
     return f'"{path}" is not a run directory (no {files}): give a run directory'
 

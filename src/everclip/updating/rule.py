@@ -77,22 +77,24 @@ def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
     known = facts.old == 0 or facts.summed == 1
     method = "gcl" if facts.new else "finetune"
     what = "new classes" if facts.new else "only new images of old classes"
-    reason = "the better one there" if facts.new else "level with gcl there, and cheaper"
-    why.append(f"{what}: training uses {method}, {reason} (docs/update.md)")
+    trains = f"{what}: training uses {method} (docs/update.md says why)"
     lr_share = 1 / 3 if remembered else 1 / 10
     seen = facts.images + round(facts.exemplars * facts.old)
     steps = max(LEAST_STEPS, EPOCHS * -(-seen // BATCH))
     train = facts.images >= FEW_IMAGES and (remembered or not facts.new)
     if not facts.towers:
-        train, why = False, [f"{what}, as features alone: nothing is trained"]
+        train = False
+        why.append(f"{what}, as features alone: nothing is trained")
     elif facts.images < FEW_IMAGES:
         why.append(f"{facts.images} new images, fewer than {FEW_IMAGES}: nothing is trained")
     elif not train:
         few = f"{facts.exemplars:.1f} exemplars per old class, below {SMALL_MEMORY:g}"
         why.append(f"{few}: training would forget these classes, so nothing is trained")
-    if keep and train:
+    elif keep:
         train = False
         why.append("--index keep: nothing is trained, so that embeddings of the previous version fit")
+    else:
+        why.append(trains)
     prefer, prior = "ridge", "text" if facts.towers else "none"
     if known and facts.layers:
         prefer = "layers"
@@ -110,5 +112,5 @@ def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
         why.append(f"the text tower alone classifies {right} correctly: it stays")
     if choice != "auto":
         prefer, train = choice, choice in ("trained", "interpolated") and facts.images > 0
-        why = [f"--method {choice} was asked for", *why[:1]]
+        why = [f"--method {choice} was asked for", *[trains] * train]
     return Decision(prefer, train, method, lr_share, steps, prior, tuple(why))
