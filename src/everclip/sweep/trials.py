@@ -9,7 +9,7 @@ method's own constants once every key has been tried. The search repeats while a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from everclip.config import Config
@@ -199,6 +199,32 @@ def read(config: Config, values: Values) -> Values:
     return {key: value for key, value in values.items() if is_read(key)}
 
 
+@dataclass
+class _Scored:
+    """The scores of trials, each trained once; ``score``, ``most`` and ``read`` are those of ``search``."""
+
+    score: Score
+    most: int
+    read: Callable[[Values], Values]
+    known: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)  # by all values
+    trained: dict[tuple[tuple[str, str], ...], float | None] = field(default_factory=dict)  # by those read
+
+    @property
+    def left(self) -> bool:
+        """Whether another run may be trained."""
+        return len(self.trained) < self.most
+
+    def ask(self, trial: Values) -> float | None:
+        """Return the score of a trial; None where it does not train, or no run is left for it."""
+        same, alike = (tuple(values.items()) for values in (trial, self.read(trial)))
+        if alike not in self.trained:
+            if not self.left:
+                return None
+            self.trained[alike] = self.score(trial)
+        self.known[same] = self.trained[alike]
+        return self.known[same]
+
+
 def search(
     grid: Grid,
     own: Values,
@@ -218,8 +244,7 @@ def search(
         read: leaves out values that make no difference, so that no trial is spent on them.
     """
     grid = {key: list(values) for key, values in grid.items()}
-    known: dict[tuple[tuple[str, str], ...], float | None] = {}  # by all values
-    trained: dict[tuple[tuple[str, str], ...], float | None] = {}  # by those that a run reads
+    scored = _Scored(score, most, read)
     best: Values = dict(own)
     top: float | None = None
 
@@ -232,15 +257,7 @@ def search(
             top = None
         for value in values:
             trial = best | {key: value}
-            same = tuple(trial.items())
-            if same not in known:
-                alike = tuple(read(trial).items())
-                if alike not in trained:
-                    if len(trained) >= most:
-                        continue
-                    trained[alike] = score(trial)
-                known[same] = trained[alike]
-            result = known[same]
+            result = scored.ask(trial)
             if result is not None and (top is None or result > top):
                 best, top = trial, result
         return best is not before
@@ -250,7 +267,7 @@ def search(
         return further if further is not None and valid(key, further) else None
 
     changed, again = bool(grid), False
-    while changed and len(trained) < most:
+    while changed and scored.left:
         changed = False
         for key in grid:
             changed = improve(key, grid[key]) or changed
@@ -260,14 +277,14 @@ def search(
             if not again and key.startswith("method."):
                 changed = changed or grow(key) is not None  # once each key has been tried
                 continue
-            while len(trained) < most and (further := grow(key)) is not None:
+            while scored.left and (further := grow(key)) is not None:
                 grid[key].insert(grid[key].index(best[key]) + (_size(further) > _size(best[key])), further)
                 if not improve(key, [further]):
                     break
                 changed = True
         again = True
     tried: dict[str, dict[str, float | None]] = {key: {} for key in grid}
-    for same, result in known.items():
+    for same, result in scored.known.items():
         for key, value in same:
             scores = [score for score in (tried[key].get(value), result) if score is not None]
             tried[key][value] = max(scores, default=None)
@@ -275,4 +292,4 @@ def search(
         k: {v: tried[k][v] for v in sorted(values, key=_size) if v in tried[k]} for k, values in grid.items()
     }
     edges = [key for key in best if grow(key) is not None]
-    return Outcome(best, ordered, len(trained), edges)
+    return Outcome(best, ordered, len(scored.trained), edges)
