@@ -50,10 +50,12 @@ OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 JOINT = ("method=joint", "memory.budget=0")
 LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
 """Joint training has both heads as well, each with its own search."""
-PROBES = ("method.cassle.probe=current,mixed", "scenario.kind=domain-incremental", "seed=0..2", HELD)
-"""How domains are learned, and both probes of the paper's own rival there."""
+PLAIN = ("scenario.kind=domain-incremental", "seed=0..2", HELD)
+"""How domains are learned."""
+PROBES = ("method.cassle.probe=current,mixed", *PLAIN)
+"""Both probes of the paper's own rival there."""
 DOMAINS = (
-    "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,joint,ridge,slda,multilayer_lda",
+    "method=zero_shot,finetune,clip,icarl,gcl,gdro,cassle,ridge,slda,multilayer_lda",
     *("method.slda.eps=gcv", "method.multilayer_lda.adapt=none,finetune", "memory.per_class=0,10", *PROBES),
 )
 DOMAINS_ONE = ("method=finetune,clip,icarl,gcl,gdro,cassle", "memory.per_class=1", *PROBES)
@@ -124,10 +126,13 @@ SETS = {
         for name, words in (("terms", TERMS), ("terms-unweighted", (*UNWEIGHTED, *NO_WEIGHTS)))
     },
     "emoji-domains": Set("c", (*EMOJI, *DOMAINS), 1e-4),
+    "emoji-domains-joint": Set("c", (*EMOJI, *JOINT, *PLAIN)),
+    # many images per class and domain, so fewer epochs and trials
+    "pacs": Set("c", (PACS, *DOMAINS), 1e-4, 10, 2),
+    "pacs-joint": Set("c", (PACS, *JOINT, *PLAIN), 3e-4, 10, 4),
     **_cifar(),
-    "pacs": Set("c", (PACS, *DOMAINS), 1e-4),
     "emoji-domains-1": Set("c", (*EMOJI, *DOMAINS_ONE), 1e-4),
-    "pacs-1": Set("c", (PACS, *DOMAINS_ONE), 1e-4),
+    "pacs-1": Set("c", (PACS, *DOMAINS_ONE), 1e-4, 10, 2),
 }
 """By name of the folder; the cheap ones first."""
 SWEPT = "swept"
