@@ -45,7 +45,7 @@ NOT_RUN = {
 ELSEWHERE = ("docs/notebook.md", "docs/plots.md")
 """Pages whose Python blocks tests/test_notebook.py and tests/plots/test_gallery.py run."""
 RUN = [b for b in SHELL if not b.why] + [
-    b for b in BLOCKS if b.language == "python" and b.page not in ELSEWHERE
+    b for b in BLOCKS if b.language == "python" and not b.why and b.page not in ELSEWHERE
 ]
 TRAINS = ("train", "tune", "sweep")
 WITH_LITE = ("README.md",)
