@@ -105,7 +105,7 @@ def _by_images(setting: Setting, metric: Metric, few: bool) -> _Made | None:
             lines.append(Line(group.series, group.look, ends, ys, bars, settings={"marker": ""}))
     series = list(dict.fromkeys(group.series for group in groups))
     for k, name in enumerate(series):
-        apart = (k - (len(series) - 1) / 2) * min(0.12, 0.7 / len(series))
+        apart = (k - (len(series) - 1) / 2) * min(0.12, 0.5 / len(series))
         members = sorted((g for g in groups if g.series == name), key=lambda group: sizes.index(group.memory))
         lines.append(_memory_line(members, metric, [sizes.index(g.memory) + apart for g in members], few))
     ticks = [(float(k), str(size)) for k, size in enumerate(sizes)]
