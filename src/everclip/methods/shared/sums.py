@@ -94,18 +94,17 @@ class Sums:
         sign: int = 1,
     ) -> None:
         """Add images in place (-1: take out), each as often as its weight says (``counts`` excepted)."""
-        classes, place, counts = labels.unique(return_inverse=True, return_counts=True)
-        self.counts[classes] += sign * counts
         roots = None if weights is None else weights.sqrt()[:, None]
         rows = rows if roots is None else roots * rows
         if self.gram.numel():
             self.gram.addmm_(rows.T, rows, alpha=sign)
         # matrix products, as adding by index would depend on the order of a GPU's threads
-        step = MOST_TARGETS // max(1, len(classes))
+        step = MOST_TARGETS // max(1, len(self.counts))
         for part in (slice(start, start + step) for start in range(0, len(rows), step)):
-            targets = one_hot(place[part], len(classes)).double()
+            targets = self.targets(labels[part])
+            self.counts.add_(targets.sum(0).long(), alpha=sign)
             targets = targets if roots is None else roots[part] * targets
-            self.sums[classes] += sign * (targets.T @ rows[part])
+            self.sums.addmm_(targets.T, rows[part], alpha=sign)
 
     def targets(self, labels: Int64[Tensor, " b"]) -> Float64[Tensor, "b c"]:
         """Return one-hot rows."""
