@@ -87,17 +87,17 @@ def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, 
     def slope(log_sharpness: float) -> float:
         return _slope(logits, truth, math.exp(log_sharpness))
 
-    if slope(low) >= 0 or slope(high) <= 0:  # the objective is still falling at an end
-        return HIGHEST if slope(low) >= 0 else LOWEST
+    if slope(low) >= 0:  # the objective is least at an end
+        return HIGHEST
+    if slope(high) <= 0:
+        return LOWEST
     return math.exp(-optimize.root_scalar(slope, bracket=(low, high), xtol=1e-13).root)
 
 
 def _slope(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], sharpness: float) -> float:
     """Return the derivative of the objective in 1 / T, which grows with 1 / T."""
     total = 0.0
-    for start in range(
-        0, len(logits), CHUNK
-    ):  # in doubles, all of many images and classes would fill the memory
+    for start in range(0, len(logits), CHUNK):  # all at once, in doubles, would fill the memory
         part, own = logits[start : start + CHUNK], truth[start : start + CHUNK]
         # -inf would make 0 * inf below; a class that cannot be chosen weighs nothing either way
         finite = np.where(np.isfinite(part), part, 0).astype(np.float64)

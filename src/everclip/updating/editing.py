@@ -23,7 +23,7 @@ from everclip.errors import UserError, suggest
 from everclip.inference.assess import decoded
 from everclip.updating.classifiers import scores
 from everclip.updating.core import Outcome
-from everclip.updating.forgetting import without
+from everclip.updating.forgetting import placed, without
 from everclip.updating.images import holdout
 from everclip.updating.reliance import refitted, solved_anew, unlearned
 from everclip.updating.state import State
@@ -114,7 +114,7 @@ def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> O
     assert edited is not None
     if test is None:
         old = state.checks.select(np.array(wanted.place)[state.checks.labels] >= 0)
-        images, pixels = _placed(old, wanted.place), decoded(old, edited.encoder)
+        images, pixels = placed(old, wanted.place), decoded(old, edited.encoder)
         (was, _), (now, _) = unlearned(state, old, pixels), unlearned(after, images, pixels)
     else:
         images, pixels = _unseen(state, after, wanted, test)
@@ -181,16 +181,10 @@ def _edited(state: State, wanted: Edit) -> State:
         record={**state.record, "history": history},
         known=state.known.placed(wanted.names, wanted.place),
         sums=state.sums.merged(place, len(wanted.names)),
-        exemplars=_placed(state.exemplars, wanted.place),
-        checks=_placed(state.checks, wanted.place),
+        exemplars=placed(state.exemplars, wanted.place),
+        checks=placed(state.checks, wanted.place),
     )
     return replace(after, model=solved_anew(state, after))
-
-
-def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
-    """Return the images of classes that stay, with their new labels."""
-    moved = images.relabel(place)
-    return moved.select(moved.labels >= 0)
 
 
 def _compared(

@@ -85,7 +85,7 @@ def without(state: State, classes: Sequence[str], files: Sequence[str]) -> Forgo
     names = tuple(name for name in state.known.names if name not in classes)
     label_of = {name: label for label, name in enumerate(names)}
     place = [label_of.get(name, -1) for name in state.known.names]
-    kept, checks = _to_learn_from(sums, *(_placed(part, place) for part in (kept, checks)))
+    kept, checks = _to_learn_from(sums, *(placed(part, place) for part in (kept, checks)))
     after = replace(state, known=state.known.placed(names, place), sums=sums, exemplars=kept, checks=checks)
     after = replace(after, model=solved_anew(state, after))
     report = {
@@ -186,7 +186,7 @@ def _to_learn_from(sums: Sums, kept: ImageSet, checks: ImageSet) -> tuple[ImageS
     return kept + checks.of_classes(alone), checks.select(~np.isin(checks.labels, alone))
 
 
-def _placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
-    """Return the images of the classes that stay, with the labels that these have then."""
-    moved = np.array(place, dtype=np.int64)[images.labels]
-    return replace(images.select(moved >= 0), labels=moved[moved >= 0])
+def placed(images: ImageSet, place: Sequence[int]) -> ImageSet:
+    """Return the images of classes that stay, with their new labels; ``place`` as in ``Known.placed``."""
+    moved = images.relabel(place)
+    return moved.select(moved.labels >= 0)

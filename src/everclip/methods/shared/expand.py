@@ -24,12 +24,12 @@ from everclip.methods.shared.probe import features_once, relearn
 class ExpandConfig(MethodConfig):
     """Options of both methods."""
 
+    search_only: ClassVar = {"retrain_penalty": ("balance", "retrain")}
+
     aux_weight: float = Field(
         default=1.0, ge=0, description="weight of the loss on the newest extractor alone"
     )
     head_init: HeadInit = initial_rows()
-    search_only: ClassVar = {"retrain_penalty": ("balance", "retrain")}
-
     balance: Literal["align", "retrain", "none"] = Field(
         default="retrain",
         description="how to correct the bias towards new classes after a task: learn the head anew, with equal"
