@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import everclip
 from everclip import plots
 from everclip.errors import UserError
 from everclip.metrics.stats import interval
-from everclip.plots.accuracy import memory_panel
+from everclip.plots.accuracy import memory_panel, stages_panel
 from everclip.plots.panels import Line, Panel, draw
 from everclip.plots.runs import setting_of
 from everclip.plots.training import mean_curve
@@ -143,6 +144,18 @@ def test_two_seeds_of_what_has_no_spread_leave_the_intervals_of_others(method: s
     for against in ("images", "bytes"):
         found = spread(memory_panel(setting_of(tmp_path), "last", against))
         assert found["gcl"] == [pytest.approx(100 * ((span.high or 0) - (span.low or 0)))]
+
+
+def test_variants_of_joint_training_have_dashes_of_their_own(many: Path, tmp_path: Path) -> None:
+    shutil.copytree(many, tmp_path / "runs")
+    for loss in ("gcl", "gdro"):
+        options = SMALL | {"options": f'loss = "{loss}"\n'}
+        write_run(tmp_path / f"runs/joint-{loss}", method="joint", memory=0, **options)
+    setting = setting_of(tmp_path / "runs")
+    for panel in (memory_panel(setting, "last", "images"), stages_panel(setting, setting.groups)):
+        assert panel is not None
+        dashes = [str(line.settings["linestyle"]) for line in panel.lines if line.name.startswith("joint")]
+        assert len(set(dashes)) == len(dashes) == 3
 
 
 def test_bytes_are_the_other_axis(many: Path) -> None:

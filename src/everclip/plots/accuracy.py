@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from matplotlib.axes import Axes
 
@@ -18,7 +18,9 @@ from everclip.runs.words import percent, several, size
 ZERO_SHOT, FROZEN, JOINT = "zero-shot", "frozen features", "joint"
 Metric = Literal["last", "average"]
 Axis = Literal["images", "bytes"]
-_DASHED = {ZERO_SHOT: "--", FROZEN: "-.", JOINT: ":"}
+_DASHED = {ZERO_SHOT: "--", FROZEN: "-."}
+_JOINT_DASHES = (":", (0, (1, 4)), (0, (5, 1, 1, 1)))
+"""Of joint training, which may have several variants."""
 
 
 def accuracy_against_memory(
@@ -159,19 +161,21 @@ def _curves(setting: Setting) -> dict[str, list[float]]:
 
 def references(setting: Setting, metric: str, ends: tuple[float, float]) -> list[Line]:
     """Return level lines of references; joint training learns in one task and has no average."""
-    levels = pretrained(setting, metric)
+    lines = [_level(name, ends, value) for name, value in pretrained(setting, metric).items()]
     if metric == "last":
-        levels |= {reference(group): span.mean for group in setting.joint if (span := group.interval(metric))}
-    return [_level(name, ends, value) for name, value in levels.items()]
+        spans = [(group, span) for group in setting.joint if (span := group.interval(metric))]
+        lines += [_level(reference(group), ends, span.mean, k) for k, (group, span) in enumerate(spans)]
+    return lines
 
 
-def _level(name: str, ends: tuple[float, float], value: float) -> Line:
-    return Line(name, None, ends, [100 * value] * 2, settings=grey(name))
+def _level(name: str, ends: tuple[float, float], value: float, variant: int = 0) -> Line:
+    return Line(name, None, ends, [100 * value] * 2, settings=grey(name, variant))
 
 
-def grey(name: str) -> dict[str, str]:
-    """Return the dash of a reference."""
-    return {"linestyle": next(dash for start, dash in _DASHED.items() if name.startswith(start))}
+def grey(name: str, variant: int = 0) -> dict[str, Any]:
+    """Return the dash of a reference; ``variant`` counts those of joint training."""
+    dashes = (dash for start, dash in _DASHED.items() if name.startswith(start))
+    return {"linestyle": next(dashes, _JOINT_DASHES[variant % len(_JOINT_DASHES)])}
 
 
 def reference(group: Group) -> str:
@@ -220,9 +224,8 @@ def stages_panel(setting: Setting, groups: Sequence[Group], title: str = "") -> 
             tips = [f"{name}, task {t}: {value:.1f} %" for t, value in enumerate(means, 1)]
             lines.append(Line(name, None, range(1, len(curve) + 1), means, tips=tips, settings=grey(name)))
     ends = (1.0, float(tasks)) if tasks > 1 else (0.9, 1.1)
-    lines += [
-        _level(reference(group), ends, group.curve[-1].mean) for group in setting.joint if group not in groups
-    ]
+    joint = [group for group in setting.joint if group not in groups]
+    lines += [_level(reference(g), ends, g.curve[-1].mean, k) for k, g in enumerate(joint)]
     for group in groups:
         means = [100 * span.mean for span in group.curve]
         names = setting.tasks
