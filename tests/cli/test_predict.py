@@ -280,7 +280,9 @@ def test_unknown_pictures_are_found_at_a_stated_rate(
     run = shutil.copytree(run, tmp_path / "run")
     code, out, err = say("predict", run, pictures, "--unknown-at", "5%")
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {run} keeps no scores of held-out images to set a threshold by")
+    assert err.startswith(
+        f"error: {run} keeps no scores of held-out images among these 6 classes to set a threshold by"
+    )
     data = held_out(tmp_path / "held")
     err = say("predict", run, "--calibrate", data)[2]
     assert "--unknown-at from 4%, by the score maximum_logit; kept in" in err
@@ -290,6 +292,11 @@ def test_unknown_pictures_are_found_at_a_stated_rate(
     code, out, err = say("predict", run, pictures, "--unknown-at", "1%")
     assert (code, out) == (2, "")
     assert "a rate of 1 % needs 99 held-out images of known classes, 75 more than the 24" in err
+    (tmp_path / "some.txt").write_text("red\nblue\n")
+    some = ("--classes", tmp_path / "some.txt")
+    code, out, err = say("predict", run, pictures, "--unknown-at", "5%", *some)
+    assert (code, out) == (2, "")
+    assert "no scores of held-out images among these 2 classes" in err, "those kept were scored among all"
     plain = rows(say("predict", run, pictures, "--json")[1])
     for rate in ("50%", "0.5"):
         found = rows(say("predict", run, pictures, "--json", "--unknown-at", rate)[1])

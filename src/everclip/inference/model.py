@@ -129,7 +129,13 @@ class Deployed:
         return (self.classifier(images).double() * self.to_logits).cpu().numpy()
 
     def among(self, names: Sequence[str]) -> Deployed:
-        """Return the same model with some of its classes to choose from. Raises UserError for a class not learned."""
+        """Return the same model with some of its classes to choose from.
+
+        It keeps no scores of held-out images, as those were chosen among all classes.
+
+        Raises:
+            UserError: a class was not learned.
+        """
         label_of = dict(zip(self.names, self.labels, strict=True))
         for name in names:
             if name not in label_of:
@@ -139,7 +145,8 @@ class Deployed:
                     f"{near if 'did you mean' in near else ';'} {LOCAL}{self.spec} takes any class"
                 )
         wanted = {label_of[name] for name in names}
-        return replace(self, labels=tuple(label for label in self.labels if label in wanted))
+        labels = tuple(label for label in self.labels if label in wanted)
+        return self if labels == self.labels else replace(self, labels=labels, unknown=None)
 
 
 def zero_shot(spec: str, clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Deployed:

@@ -30,6 +30,7 @@ from everclip.methods.shared.mahalanobis import left_out as distances_left_out
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.unknown import ROUNDING, images_for
 from everclip.models.clip import Images
+from everclip.runs.words import several
 
 if TYPE_CHECKING:
     from everclip.inference.model import Deployed
@@ -149,7 +150,8 @@ def threshold(model: Deployed, rate: float) -> float:
     held = model.unknown
     give = f"everclip predict {model.spec} --calibrate DATA"
     if held is None:
-        raise UserError(f"{model.spec} keeps no scores of held-out images to set a threshold by: use {give}")
+        what = f"scores of held-out images among these {several(len(model.labels), 'class')}"
+        raise UserError(f"{model.spec} keeps no {what} to set a threshold by: use {give}")
     if held.score not in available(model):
         raise UserError(f"{model.spec} has no score {held.score} any more: use {give}")
     if rate < held.finest - ROUNDING:
