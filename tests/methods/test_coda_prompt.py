@@ -15,6 +15,7 @@ from everclip.methods.shared.prefix import orthogonal, prefixed, prompt, skew, s
 from everclip.models import zoo
 from tests.methods.closed import near
 from tests.methods.stages import SIDE, Course, batch, clip_with
+from tests.methods.stages import rows as rows_of
 
 A = torch.tensor([[1, 0], [0.6, 0.8]], dtype=torch.float64)
 K = torch.tensor([[0, 1], [2, 0]], dtype=torch.float64)
@@ -91,6 +92,22 @@ def test_prompts_of_images(toy: str, photos: str) -> None:
     assert_close(prompt(q, rows), torch.stack(by_hand), rtol=1e-4, atol=1e-5)
     assert method.head.labels == course.seen
     assert (course.scores(*range(6)) == -torch.inf).all(0).sum() == 2
+
+
+def test_rows_of_other_classes_stay_as_they_are(toy: str, photos: str) -> None:
+    """Weight decay would shrink them, and with them the scores of old classes, in each later task."""
+    course = Course.of(f"data={photos}", f"model={toy}", "scenario.tasks=3", "method=coda_prompt").learn(0)
+    task, old = course.enter(1), course.seen
+    (phase,) = course.learner.phases(task)
+    before = [rows_of(course.method.head, labels) for labels in (old, [*task.classes])]
+    assert before[0].any()
+    update = course.update(phase)
+    assert any(group["weight_decay"] > 0 for group in update.optimizer.param_groups)
+    for _ in range(2):
+        course.step(update, batch([*task.classes] * 2), phase)
+        course.method.after_step(course.clip)
+    assert torch.equal(rows_of(course.method.head, old), before[0])
+    assert not torch.equal(rows_of(course.method.head, [*task.classes]), before[1])
 
 
 def test_a_tower_without_blocks_is_refused(convolutional: str, photos: str) -> None:
