@@ -301,6 +301,20 @@ def test_classes_to_come_change_no_score_of_those_learned(name: str, toy: str, p
     assert_close(more[:, : len(first)], few)
 
 
+@pytest.mark.parametrize("name", EVERY)
+@torch.no_grad()
+def test_other_images_of_a_batch_change_no_score(name: str, toy: str, photos: str) -> None:
+    """By default: two methods have an option that reads a test batch as their authors do."""
+    with torch.enable_grad():
+        words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
+        course = TwoViews.of(*words).learn(0)
+    labels, images = tuple(course.seen), course.images()
+    classifier = course.method.classifier(course.clip, labels).eval()
+    alone = torch.cat([classifier(image[None]) for image in images])
+    assert_close(classifier(images), alone, rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(alone[0], alone[1:]).all(), "which differ"
+
+
 def seeded(*tokens: str) -> bool:
     return Plan.of(configured(*tokens)).method.seeded
 
