@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,30 @@ def test_the_loss_by_hand(memory: bool, toy: str, photos: str) -> None:
         normal(features["mu"][own], features["sigma"][own]), normal(0.0, 1.0)
     )
     assert_close(terms["kl"], 0.001 * kl.mean(0).sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_the_second_phase_by_hand(toy: str, photos: str) -> None:
+    """Both terms of each task add up, and V has no dropout."""
+    course = Course.of(f"data={photos}", f"model={toy}", *BOTH).learn(0)
+    task, method = course.enter(1), course.method
+    phase = course.learner.phases(task)[1]
+    method.begin_phase(course.clip, phase)
+    on = course.sample(task)
+    features = method.encode(course.clip, on, phase)
+    terms = method.loss(features, on, phase)
+    kl, q = [], []
+    for which in (0, 1):
+        own = [place for place, other in enumerate(method.heads.tasks) if other == which]
+        normal = torch.distributions.Normal(features["mu"][own], features["sigma"][own])
+        standard = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+        kl.append(torch.distributions.kl_divergence(normal, standard).mean(0).sum())
+        rows = method._per_template[own].mean(1)
+        q.append(cross_entropy(rows @ features["r"][:, own].mean(0).T, torch.arange(len(own))))
+    assert_close(terms["kl"], 0.001 * sum(kl), rtol=1e-4, atol=1e-7)
+    assert_close(terms["apart"], 15 * sum(q), rtol=1e-4, atol=1e-5)
+    later = method.encode(course.clip, replace(on, key=(1, 1, 0, 1)), phase)
+    assert torch.equal(later["u"], features["u"])
+    assert not torch.equal(later["r"], features["r"]), "draws are of the step"
 
 
 def test_the_decoder_attends_within_a_task_and_to_images(toy: str, photos: str) -> None:

@@ -127,14 +127,17 @@ def start(name: str, clip: Clip, toy: str, photos: str, *tokens: str) -> tuple[M
     return plan.method, task, Batch(images, labels, domains, ids, current, second=images.flip(3))
 
 
-def first_phase(method: Method, clip: Clip, task: Task) -> Phase:
-    """The first phase of a task, begun, with what it trains taking gradients."""
+def first_phase(method: Method, clip: Clip, task: Task, batch: Batch) -> Phase:
+    """The first phase of a task that changes weights, begun, with what it trains taking gradients."""
     learner = method.learner(task)
-    phase = learner.phases(task)[0]
-    learner.begin_phase(clip, phase)
-    for parameter in learner.trainable(clip, phase):
-        parameter.requires_grad_(True)
-    return phase
+    for phase in learner.phases(task):
+        learner.begin_phase(clip, phase)
+        for parameter in learner.trainable(clip, phase):
+            parameter.requires_grad_(True)
+        if phase.name not in LOOKS:
+            return phase
+        total(method, clip, batch, task, phase)
+    raise AssertionError("no phase changes a weight")
 
 
 def total(method: Method, clip: Clip, batch: Batch, task: Task, phase: Phase) -> torch.Tensor:
@@ -183,18 +186,19 @@ def test_steps_lower_the_loss(name: str, clip: Clip, toy: str, photos: str) -> N
 @pytest.mark.parametrize("name", slow_after(len(TRAINED), [*TRAINED, *VARIANTS]))
 def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy: str, photos: str) -> None:
     method, task, batch = start(name, clip, toy, photos)
-    phase = first_phase(method, clip, task)
+    phase = first_phase(method, clip, task, batch)
     for _ in range(2):
         total(method, clip, batch, task, phase)
     again, _, _ = start(name, clip, toy, photos)
-    first_phase(again, clip, task)
+    first_phase(again, clip, task, batch)
     again.load_state_dict(copy.deepcopy(method.state_dict()))
     first, second = (total(one, clip, batch, task, phase) for one in (method, again))
     assert torch.equal(first, second)
-    weights = [parameter for parameter in clip.parameters() if parameter.requires_grad]
-    if not weights:  # adapters beside a frozen tower
-        return
-    gradients = [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (first, second)]
+    gradients = []
+    for one, loss in ((method, first), (again, second)):
+        weights = [*one.learner(task).trainable(clip, phase)]
+        gradients.append(torch.autograd.grad(loss, weights, allow_unused=True))
+    assert any(gradient is not None and gradient.any() for gradient in gradients[0])
     for one, other in zip(*gradients, strict=True):
         assert one is other is None or torch.equal(one, other)  # pyright: ignore[reportArgumentType]
 
@@ -202,7 +206,7 @@ def test_state_round_trip_gives_a_bit_equal_next_step(name: str, clip: Clip, toy
 @pytest.mark.parametrize("name", TRAINED)
 def test_inputs_are_not_changed(name: str, clip: Clip, toy: str, photos: str) -> None:
     method, task, batch = start(name, clip, toy, photos)
-    phase = first_phase(method, clip, task)
+    phase = first_phase(method, clip, task, batch)
     before = copy.deepcopy(batch)
     method = method.learner(task)
     features = method.encode(clip, batch, phase)
@@ -219,15 +223,24 @@ def test_inputs_are_not_changed(name: str, clip: Clip, toy: str, photos: str) ->
 def test_any_batch_gives_a_finite_loss_and_gradient(
     name: str, size: int, clip: Clip, toy: str, photos: str
 ) -> None:
+    """In each phase, of what trains in it: a part of the model, or of the method beside it."""
     method, task, batch = start(name, clip, toy, photos)
-    phase = first_phase(method, clip, task)
     names = ("images", "labels", "domains", "ids", "current", "second")
     part = replace(batch, **{name: getattr(batch, name)[:size] for name in names})
-    loss = total(method, clip, part, task, phase)
-    assert loss.isfinite()
-    if loss.requires_grad:
-        loss.backward()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in clip.parameters())
+    learner, reached = method.learner(task), False
+    for phase in learner.phases(task):
+        learner.begin_phase(clip, phase)
+        trained = [parameter.requires_grad_() for parameter in learner.trainable(clip, phase)]
+        loss = total(method, clip, part, task, phase)
+        assert loss.isfinite()
+        if loss.requires_grad:
+            loss.backward()
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        reached = reached or bool(gradients)
+        for parameter in trained:
+            parameter.grad = None
+    assert reached or size == 1, "a single image may have nothing to learn from"
 
 
 @pytest.mark.slow
@@ -286,6 +299,20 @@ def test_classes_to_come_change_no_score_of_those_learned(name: str, toy: str, p
         for labels in (tuple(first), (*first, *second))
     )
     assert_close(more[:, : len(first)], few)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.no_grad()
+def test_other_images_of_a_batch_change_no_score(name: str, toy: str, photos: str) -> None:
+    """By default: two methods have an option that reads a test batch as their authors do."""
+    with torch.enable_grad():
+        words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
+        course = TwoViews.of(*words).learn(0)
+    labels, images = tuple(course.seen), course.images()
+    classifier = course.method.classifier(course.clip, labels).eval()
+    alone = torch.cat([classifier(image[None]) for image in images])
+    assert_close(classifier(images), alone, rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(alone[0], alone[1:]).all(), "which differ"
 
 
 def seeded(*tokens: str) -> bool:

@@ -115,6 +115,19 @@ def test_a_file_of_differences(toy: str, photos: str, tmp_path: Path) -> None:
     assert len(features["said"]) == len(on)
     course.leave(task)
     assert course.scores(*range(6)).isfinite().all(0).sum() == 2
+    task = course.enter(1)
+    (phase,) = course.learner.phases(task)
+    method.begin_phase(course.clip, phase)
+    on = course.sample(task)
+    features = method.encode(course.clip, on, phase)
+    labels = [*on.labels.tolist(), *course.plan.tasks[0].classes]
+    assert_close(features["told"], method.words_seen(course.clip)[method.places(torch.tensor(labels))])
+    with torch.no_grad():
+        texts = [
+            course.clip.encode_text([f"{names[k]} with {d}" for k in labels]) for d in ("ears", "a tail")
+        ]
+    for place, row in enumerate(features["said"]):
+        assert any(torch.allclose(row, text[place], atol=1e-5) for text in texts), "without a template"
 
 
 def test_a_class_without_images_leaves_others_their_differences(
@@ -129,20 +142,39 @@ def test_a_class_without_images_leaves_others_their_differences(
     course.method.end_task(course.clip, course.plan.tasks[0], [batch(others * 2)], [])
     said = [f"{names[one]} with the ears of {names[other]}" for one, other in (others, others[::-1])]
     with torch.no_grad():
-        texts = course.clip.encode_text([plan.prompts.templates[0].replace("{}", text) for text in said])
-        expected = course.clip.encode_image(course.images()) @ texts.T
+        expected = course.clip.encode_image(course.images()) @ course.clip.encode_text(said).T
     assert_close(course.scores(*others), expected)
     assert course.scores(first).isinf().all()
 
 
 def test_differences_by_hand() -> None:
-    z, table = torch.tensor([[1.0, 0.0]]), torch.zeros(6, 6, 2)
-    table[..., 0] = torch.arange(36.0).view(6, 6) * (1 - torch.eye(6))
+    """For each draw, the cosine with the sum of a class's texts; of the best five classes alone."""
+    random = torch.Generator().manual_seed(0)
+    z, table = torch.tensor([[0.6, 0.8, 0.0]]), torch.randn(3, 6, 6, 3, generator=random)
+    table = table * (1 - torch.eye(6))[:, :, None]
     cosines = torch.tensor([[0.1, 0.6, 0.5, 0.4, 0.3, 0.2]])
     found = compared(z, cosines, table)[0]
     assert found[0] == 0, "not among the best five"
     for k in range(1, 6):
-        assert found[k].item() == pytest.approx(np.mean([6 * k + j for j in range(1, 6) if j != k]))
+        sums = [sum(table[draw, k, j] for j in range(1, 6) if j != k) for draw in range(3)]
+        expected = np.mean([float(z[0] @ one) / float(torch.as_tensor(one).norm()) for one in sums])
+        assert found[k].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_of_differences(toy: str, photos: str, tmp_path: Path) -> None:
+    """Embeddings as the text tower gives them; a class with fewer than three differences has them again."""
+    plan, file = course_of(toy, photos).plan, tmp_path / "words.json"
+    first, second = (plan.prompts.names[label] for label in plan.tasks[0].classes)
+    file.write_text(json.dumps({first: {second: ["ears", "a tail"]}}))
+    course = course_of(toy, photos, f"method.descriptions={file}")
+    course.enter(0)
+    table = course.method.table(course.clip)
+    texts = course.clip.tokenize([f"{first} with {words}" for words in ("ears", "a tail", "ears")])
+    with torch.no_grad():
+        assert_close(table[:, 0, 1], course.clip.text(texts))
+    assert (table[:, 0, 1].norm(dim=1) - 1).abs().min() > 1e-3, "not of unit length"
+    assert not table[:, 1].any()
+    assert not table[:, 0, 0].any()
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"class_0": 3}', '{"class_0": {"class_1": [3]}}', "{"])

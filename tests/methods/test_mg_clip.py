@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from everclip.methods.shared.attention import attentions
 from everclip.methods.shared.tuned import KeyValue, mixed, moved, wrong
 from everclip.models import zoo
 from tests.methods.closed import near
-from tests.methods.stages import Course, same, state
+from tests.methods.stages import Course, clip_with, same, state
+from tests.methods.test_coda_prompt import CUSTOM_VIT
 
 LOGITS = torch.tensor([[25.0, 24.0, 22.0]], dtype=torch.float64)
 COSINES = torch.tensor([[0.70, 0.71, 0.78]], dtype=torch.float64)
@@ -34,10 +36,11 @@ def test_golden_stop() -> None:
     assert math.isnan(wrong(logits[:, :1], torch.zeros(3, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("custom", [False, True])
 @torch.no_grad()
-def test_keys_and_values_of_both_towers(toy: str) -> None:
+def test_keys_and_values_of_both_towers(custom: bool, toy: str, tmp_path: Path) -> None:
     """Equal to the towers with W + B A / 8 in place of W; queries stay."""
-    clip = zoo.load(toy)
+    clip = zoo.load(clip_with(tmp_path / "model", **CUSTOM_VIT) if custom else toy)
     updates = KeyValue(clip.model, 8)
     assert len(updates.layers) == 3
     images = clip.normalise(torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8))
@@ -51,7 +54,7 @@ def test_keys_and_values_of_both_towers(toy: str) -> None:
     with updates.beside(clip.model):
         found = clip.encode_image(images), clip.encode_text(["a", "a photo of b"])
     for attention, layer in zip(attentions(clip.model), layers, strict=True):
-        width = attention.embed_dim
+        width = attention.in_proj_weight.shape[1]
         for place in (0, 1):
             rows = slice((1 + place) * width, (2 + place) * width)
             attention.in_proj_weight[rows] += layer.b[place] @ layer.a[place] / 8

@@ -37,10 +37,16 @@ def test_golden() -> None:
 
 def test_noise_of_the_gate_is_that_of_the_generator() -> None:
     experts, first = golden(), torch.tensor([[1.0, 2.0]]).repeat(400, 1)
+    with torch.no_grad():
+        experts.noise.copy_(torch.tensor([[0.5, 0, -1], [0.25, 1, 0]]))
     draws = [experts.gates(first, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert ((draws[0] > 0).sum(1) == 2).all()
+    normal = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([1, 2, 1]) + normal * (torch.tensor([1.0, 2.0, -1.0]).exp().log1p() + 0.01)
+    out = logits.scatter(1, logits.argmin(1, keepdim=True), -torch.inf)
+    assert_close(draws[0], out.softmax(1))
 
 
 @torch.no_grad()

@@ -58,19 +58,19 @@ def test_golden_scores(kind: str, expected: list[float], best: list[int]) -> Non
 
 
 @pytest.mark.parametrize(("decay", "expected"), [("all", [0.489, -0.499]), ("selected", [0.489, -0.5])])
-def test_golden_step(decay: str, expected: list[float]) -> None:
+def test_golden_step(
+    decay: str, expected: list[float], course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """AdamW on a masked gradient: the code's decay shrinks what the mask leaves out."""
     weight = nn.Parameter(torch.tensor([0.5, -0.5], dtype=torch.float64))
-    start, mask = weight.detach().clone(), torch.tensor([True, False])
     optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.2)
     method = spu(decay=decay)
-    method.kept["mask w"] = mask
+    monkeypatch.setattr(method, "candidates", lambda clip: {"w": weight})
+    method._start, method.kept["mask w"] = {"w": weight.detach().clone()}, torch.tensor([True, False])
     weight.register_hook(lambda gradient: method._mask("w", gradient))
     (0.2 * weight).sum().backward()
     optimizer.step()
-    with torch.no_grad():
-        if decay == "selected":
-            weight.copy_(torch.where(mask, weight, start))
+    method.after_step(course.clip)
     near(weight.detach(), expected)
 
 

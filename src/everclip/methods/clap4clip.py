@@ -9,7 +9,7 @@ V is a transformer decoder layer: its queries are the classes, which attend to e
 and values the batch's images. mu_j starts at M'M / d and sigma_j at D'D / d, with M and D the mean and the variance of
 F over templates (0 for a single template). The last two terms run over the task's own classes. In a second phase, for
 tasks with exemplars, all mu and sigma train at `balance_lr` on batches of equally many images of each class, V stays
-fixed, and these terms run over all classes.
+fixed, without its dropout, and these terms are the sums of those of each task.
 
 At test time V sees the whole batch in the authors' code, with images of one task (`test=batch`); by default it sees
 each image alone (ours). The mean over draws is taken exactly, r = mu. A class of several tasks gets the mean of its
@@ -113,7 +113,9 @@ class Clap4clip(Frozen):
         devices = [clip.device] if clip.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # of the decoder's dropout
             torch.manual_seed(int(batch.rng("dropout").integers(2**63)))
+            self.decoder.train(phase.name != BALANCE)
             u = self.adapted(z[None], self.text)
+            self.decoder.train()
         mu, sigma = (part[0] for part in self.heads(u))
         draw, shape = random(batch, "draws", clip.device), (self.config.draws, *mu.shape)
         r = mu + sigma * torch.randn(shape, generator=draw, device=mu.device)
@@ -124,13 +126,18 @@ class Clap4clip(Frozen):
         logits = self.heads.pooled(self.seen, scale * z @ (u + r).transpose(1, 2)).flatten(0, 1)
         logits = logits[:, self.places(torch.tensor(self._labels))]
         target = columns(self._labels, batch.labels).to(z.device).repeat(len(r))
-        every, tasks = phase.name == BALANCE, self.heads.tasks
-        own = [place for place, task in enumerate(tasks) if every or task == tasks[-1]]
-        rows = self._per_template[self.places(torch.tensor(self.heads.labels))[own]].mean(1)
+        tasks, rows = (
+            self.heads.tasks,
+            self._per_template[self.places(torch.tensor(self.heads.labels))].mean(1),
+        )
+        wanted = dict.fromkeys(tasks) if phase.name == BALANCE else tasks[-1:]
+        groups = [[place for place, task in enumerate(tasks) if task == one] for one in wanted]
+        distances = [divergence(mu[own], sigma[own]) for own in groups]
+        confusions = [apart(rows[own], r[:, own].mean(0)) for own in groups]
         return {
             "cross_entropy": cross_entropy(logits, target),
-            "kl": self.config.kl_weight * divergence(mu[own], sigma[own]),
-            "apart": self.config.apart * apart(rows, r[:, own].mean(0)),
+            "kl": self.config.kl_weight * torch.stack(distances).sum(),
+            "apart": self.config.apart * torch.stack(confusions).sum(),
         }
 
     @torch.no_grad()

@@ -62,6 +62,7 @@ class CodaPrompt(Method):
         self.head = Head()
         self._blocks = 0
         self._labels: list[int] = []
+        self._rows = torch.zeros(0, 0)  # of the head at the task's start
 
     def grow(self, clip: Clip, task: Task) -> None:
         """Add a task's components, orthogonal to the others. Raises UserError for a tower without such blocks."""
@@ -77,6 +78,14 @@ class CodaPrompt(Method):
 
     def begin_task(self, clip: Clip, task: Task, train: ImageSet) -> None:
         self._labels = list(task.classes)
+        self._rows = self.head.weight.detach().clone()
+
+    @torch.no_grad()
+    def after_step(self, clip: Clip) -> None:
+        """Put back the head's rows of other classes, which no loss reaches but weight decay would shrink."""
+        own = self.head.columns(torch.tensor(self._labels)).tolist()
+        self._rows[own] = self.head.weight[own]
+        self.head.weight.copy_(self._rows)
 
     def trainable(self, clip: Clip, phase: Phase) -> Iterator[nn.Parameter]:
         yield from (*self.parts[-self._blocks :], *self.head.parameters())

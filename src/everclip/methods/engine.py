@@ -11,9 +11,9 @@ exponential (`scale=log`); its second term is the CE, the paper's the cosine (`i
 term, which could only make similarities equal, is left out (ours).
 
 `descriptions` is a JSON file of differences between classes, {"cat": {"dog": ["pointed ears", ...]}}, for which the
-authors ask a language model: CE( <t_k, "cat with pointed ears">, own ) joins the loss, and at test time rr_k of the
-five best classes is the mean cosine of the image with three differences from each of the other four. Without the file r
-is 0.
+authors ask a language model: CE( <t_k, "cat with pointed ears">, own ) joins the loss, over the batch and the old
+classes. At test time rr_k of the five best classes is the cosine of the image with the sum of such texts of k, one for
+each of the other four, in the mean over three such sums. Without the file r is 0.
 
     Parameters  two d x d layers
     State       these and their sums; a mean per class; w x w sums and a sum per class (fp64), w the pooled width
@@ -101,8 +101,8 @@ class Engine(ClassMeans, Described):
             with torch.no_grad():
                 found["noisy"] = clip.encode_image(noisy(batch.images, self.config.noise, draw))
         if self.differences:
-            said, found["said"] = self.said(clip, batch)
-            found["told"] = words[places[said]]
+            said, found["said"] = self.said(clip, batch, found["places"])
+            found["told"] = found["e"][said]
         return found
 
     def loss(self, features: Mapping[str, Tensor], batch: Batch, phase: Phase) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class Engine(ClassMeans, Described):
         known = [label for label in self.seen if self.kept["counts"][label] > 0]
         places = [self.seen.index(label) for label in known]
         t, g = self.words(self.words_seen(clip))[places], Rule(self.kept).scorer(known)
-        table = self.table(clip)[places][:, places] if self.differences else None
+        table = self.table(clip)[:, places][:, :, places] if self.differences else None
         q = self.config.rule
 
         def score(images: Images) -> Float[Tensor, "b c"]:

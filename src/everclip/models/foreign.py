@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from open_clip.modified_resnet import ModifiedResNet as ModifiedResNet
     from open_clip.timm_model import TimmModel as TimmModel
     from open_clip.tokenizer import HFTokenizer as HFTokenizer
+    from open_clip.transformer import Attention as Attention
     from open_clip.transformer import CustomResidualAttentionBlock as CustomResidualAttentionBlock
     from open_clip.transformer import ResidualAttentionBlock as ResidualAttentionBlock
     from open_clip.transformer import TextTransformer as TextTransformer
@@ -66,6 +67,7 @@ else:
     ModifiedResNet = _known("open_clip.modified_resnet.ModifiedResNet")
     TimmModel = _known("open_clip.timm_model.TimmModel", f"{_OWN}.image.ImageTower")
     HFTokenizer = _known("open_clip.tokenizer.HFTokenizer", f"{_OWN}.tokens.Tokenizer")
+    Attention = _known("open_clip.transformer.Attention")
     CustomResidualAttentionBlock = _known("open_clip.transformer.CustomResidualAttentionBlock")
     ResidualAttentionBlock = _known("open_clip.transformer.ResidualAttentionBlock")
     TextTransformer = _known("open_clip.transformer.TextTransformer")

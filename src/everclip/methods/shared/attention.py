@@ -14,7 +14,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from everclip.errors import UserError
 from everclip.methods.base.method import Clip
 from everclip.methods.shared.frozen import dropped
-from everclip.models.foreign import Block, CustomResidualAttentionBlock, ResidualAttentionBlock
+from everclip.models.foreign import Attention, Block, CustomResidualAttentionBlock, ResidualAttentionBlock
+
+PACKED = (nn.MultiheadAttention, Attention)
+"""Attention modules with the weights of queries, keys and values in one parameter: torch's and open_clip's own."""
 
 
 def attentions(model: nn.Module) -> list[Any]:
@@ -54,17 +57,17 @@ def attend(
     change: Any = None,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "b l w"]:
-    """Return self-attention with the weights of torch's or timm's module.
+    """Return self-attention with the weights of torch's module, timm's or open_clip's own.
 
     Args:
         prefix: rows ``[b, p, w]`` before the keys and before the values.
         change: maps tokens to what is added to queries, keys and values, side by side.
         mask: added to the scores.
     """
-    torchs = isinstance(module, nn.MultiheadAttention)
+    torchs, packed = isinstance(module, nn.MultiheadAttention), isinstance(module, PACKED)
     first = not torchs or module.batch_first
     given = x if first else x.transpose(0, 1)
-    mapped = linear(given, module.in_proj_weight, module.in_proj_bias) if torchs else module.qkv(given)
+    mapped = linear(given, module.in_proj_weight, module.in_proj_bias) if packed else module.qkv(given)
     if change is not None:
         mapped = mapped + change(given).to(mapped)
     query, key, value = mapped.chunk(3, dim=2)
@@ -74,10 +77,26 @@ def attend(
         )
     heads = [part.unflatten(2, (module.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
     if not torchs:
-        heads[0], heads[1] = module.q_norm(heads[0]), module.k_norm(heads[1])
-    found = scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
-    out = module.out_proj(found) if torchs else module.proj(found)
+        norms = (module.ln_q, module.ln_k) if packed else (module.q_norm, module.k_norm)
+        heads[0], heads[1] = norms[0](heads[0]), norms[1](heads[1])
+    found = joined(module, scaled_dot_product_attention(*heads, attn_mask=mask), given)
+    out = module.out_proj(found) if packed else module.proj(found)
     return out if first else out.transpose(0, 1)
+
+
+def joined(
+    module: Any, heads: Float[Tensor, "b h l d"], given: Float[Tensor, "b l w"]
+) -> Float[Tensor, "b l v"]:
+    """Return heads side by side, scaled, normalised and gated where open_clip's or timm's module does so."""
+    if isinstance(module, Attention) and module.head_scale is not None:
+        heads = heads * module.head_scale
+    rows = heads.transpose(1, 2).flatten(2)
+    if isinstance(module, Attention):
+        return module.ln_inner(rows)
+    # torch's module has neither, nor timm's of earlier versions
+    norm, gate = getattr(module, "norm", None), getattr(module, "gate", None)
+    rows = rows if norm is None else norm(rows)
+    return rows if gate is None else rows * gate(given).sigmoid()
 
 
 class Attend(nn.Module):

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from everclip.data.prompts import fill
 from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts
-from everclip.methods.shared.frozen import Frozen
+from everclip.methods.shared.frozen import CHUNK, Frozen, raw_prompts
 from everclip.system.reading import read_json, readable
 
 DRAWS, BEST = 3, 5
@@ -34,44 +33,59 @@ class Described(Frozen):
     def _embed(self, clip: Clip, texts: list[str]) -> Float[Tensor, "n d"]:
         return clip.encode_text(texts)
 
-    def said(self, clip: Clip, batch: Batch) -> tuple[list[int], Float[Tensor, "n d"]]:
-        """Return places of images whose class has a difference from another seen, and the embedding of one for each."""
+    def said(
+        self, clip: Clip, batch: Batch, classes: Int64[Tensor, " n"]
+    ) -> tuple[list[int], Float[Tensor, "n d"]]:
+        """Return where ``classes``, as places in ``seen``, have a difference from another class seen, and the embedding
+        of one for each."""
         rng, seen = batch.rng("differences"), {self.prompts.names[label] for label in self.seen}
         places, texts = [], []
-        for place, label in enumerate(batch.labels.tolist()):
-            name = self.prompts.names[label]
+        for place, one in enumerate(classes.tolist()):
+            name = self.prompts.names[self.seen[one]]
             others = [words for other, words in self.differences.get(name, {}).items() if other in seen]
             if others:
                 words = others[rng.integers(len(others))]
                 places.append(place)
-                texts.append(self.phrase(name, words[rng.integers(len(words))]))
+                texts.append(phrase(name, words[rng.integers(len(words))]))
         return places, self._embed(clip, texts) if texts else self.text.new_zeros(0, self.text.shape[1])
 
-    def phrase(self, name: str, words: str) -> str:
-        """Return the prompt of a class with a difference."""
-        return fill(self.prompts.templates[0], f"{name} with {words}")
-
-    def table(self, clip: Clip) -> Float[Tensor, "c c d"]:
-        """Return the embedding of each class seen with its differences from each other one; 0 where there are none."""
-        found = self.text.new_zeros(len(self.seen), len(self.seen), self.text.shape[1])
+    @torch.no_grad()
+    def table(self, clip: Clip) -> Float[Tensor, "t c c d"]:
+        """Return ``DRAWS`` embeddings, as the text tower gives them, of each class seen with a difference from each
+        other one; 0 where there are none. Fewer differences are read again."""
+        count = len(self.seen)
+        found = self.text.new_zeros(DRAWS, count, count, self.text.shape[1])
         names = [self.prompts.names[label] for label in self.seen]
         for one, name in enumerate(names):
-            for other, words in self.differences.get(name, {}).items():
-                if other in names and other != name:
-                    texts = [self.phrase(name, word) for word in words[:DRAWS]]
-                    found[one, names.index(other)] = normalize(self._embed(clip, texts).mean(0), dim=0)
+            known = {
+                names.index(o): w
+                for o, w in self.differences.get(name, {}).items()
+                if o in names and o != name
+            }
+            texts = [
+                phrase(name, words[draw % len(words)]) for words in known.values() for draw in range(DRAWS)
+            ]
+            if texts:
+                parts = [raw_prompts(clip, texts[at : at + CHUNK]) for at in range(0, len(texts), CHUNK)]
+                found[:, one, [*known]] = torch.cat(parts).view(len(known), DRAWS, -1).transpose(0, 1)
         return found
 
 
+def phrase(name: str, words: str) -> str:
+    """Return the text of a class with a difference, which no template surrounds."""
+    return f"{name} with {words}"
+
+
 def compared(
-    z: Float[Tensor, "b d"], cosines: Float[Tensor, "b c"], table: Float[Tensor, "c c d"]
+    z: Float[Tensor, "b d"], cosines: Float[Tensor, "b c"], table: Float[Tensor, "t c c d"]
 ) -> Float[Tensor, "b c"]:
-    """Return rr: for each of an image's best classes the mean cosine with its differences from the others; else 0."""
+    """Return rr: for each of an image's best classes its cosine with the sum of the class's embeddings with a
+    difference from each of the others, the mean over draws; else 0."""
     best = cosines.topk(min(BEST, cosines.shape[1]), dim=1).indices
     found = torch.zeros_like(cosines)
     for image, classes in enumerate(best):
-        pairs = table[classes][:, classes] @ z[image]
-        found[image, classes] = pairs.sum(1) / max(1, len(classes) - 1)
+        summed = normalize(table[:, classes][:, :, classes].sum(2), dim=2)
+        found[image, classes] = (summed @ z[image]).mean(0)
     return found
 
 

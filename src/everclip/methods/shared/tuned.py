@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from everclip.errors import UserError
 from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Prompts
-from everclip.methods.shared.attention import attending, attentions
+from everclip.methods.shared.attention import PACKED, attending, attentions
 from everclip.methods.shared.prototypes import Prototypes
 
 
@@ -36,7 +36,7 @@ class KeyValue(nn.Module):
     def __init__(self, model: nn.Module, rank: int) -> None:
         super().__init__()
         widths = [
-            found.embed_dim if isinstance(found, nn.MultiheadAttention) else found.qkv.in_features
+            found.in_proj_weight.shape[1] if isinstance(found, PACKED) else found.qkv.in_features
             for found in attentions(model)
         ]
         self.layers = nn.ModuleList(LowRank(width, rank) for width in widths)
