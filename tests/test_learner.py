@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib.machinery
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -602,6 +603,11 @@ def test_a_copy_learns_alone() -> None:
         assert other.classes == ["a", "b", "c"]
         assert other._lock is learner._lock  # they have the same towers
     assert learner.classes == ["a", "b"]
+
+
+def test_a_learner_is_saved_and_not_pickled(learner: everclip.Learner) -> None:
+    with pytest.raises(UserError, match=r"not pickled: use save\(folder\), and Learner.load\(folder\)"):
+        pickle.dumps(learner)
 
 
 def test_features_may_be_tensors_of_any_float() -> None:
