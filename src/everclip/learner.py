@@ -11,7 +11,8 @@
     learner.predict(features=x)
 
 Images are paths, PIL images, arrays ``[h, w, 3]`` of uint8 (an array ``[n, h, w, 3]`` too), encoded bytes, or a
-Dataset, which has its own labels.
+Dataset, which has its own labels: ``learn`` and ``update`` take its training part, the others its test part, and all of
+them both parts where the data came undivided.
 """
 
 from __future__ import annotations
