@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib.machinery
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -602,6 +603,26 @@ def test_a_copy_learns_alone() -> None:
         assert other.classes == ["a", "b", "c"]
         assert other._lock is learner._lock  # they have the same towers
     assert learner.classes == ["a", "b"]
+
+
+def test_a_picture_with_another_name_is_forgotten_in_what_was_saved(tmp_path: Path) -> None:
+    """The model that a learner began with, and a folder that lacks the picture, have nothing to forget."""
+    learner = everclip.Learner("features:8", progress=False)
+    found, labels = rows(["a", "b"])
+    learner.learn(features=found, labels=labels)
+    unsaved = r"else save the model, and load what everclip forget SAVED --images FILE -o FOLDER makes"
+    with pytest.raises(UserError, match=unsaved):
+        learner.learn(features=found[:1], labels=["b"])
+    folder = learner.save(tmp_path / "saved")
+    with pytest.raises(UserError, match=unsaved):
+        learner.learn(features=found[:1], labels=["b"])
+    with pytest.raises(UserError, match=f"everclip forget {folder} --images FILE"):
+        everclip.Learner.load(folder, progress=False).learn(features=found[:1], labels=["b"])
+
+
+def test_a_learner_is_saved_and_not_pickled(learner: everclip.Learner) -> None:
+    with pytest.raises(UserError, match=r"not pickled: use save\(folder\), and Learner.load\(folder\)"):
+        pickle.dumps(learner)
 
 
 def test_features_may_be_tensors_of_any_float() -> None:

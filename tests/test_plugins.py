@@ -164,6 +164,9 @@ def test_a_plug_in_is_the_one_class_of_its_kind(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(UserError, match="defines no policy: it must"):
         plugins.find("data/policies", str(file), PurePath)
+    file = tmp_path / "named_twice.py"
+    file.write_text("from pathlib import PurePath\nclass A(PurePath): ...\nALIAS, NAMES = A, []\n")
+    assert plugins.find("data/policies", str(file), PurePath).__name__ == "A"
 
 
 def test_a_suggestion_is_the_nearest_or_all() -> None:

@@ -11,7 +11,8 @@
     learner.predict(features=x)
 
 Images are paths, PIL images, arrays ``[h, w, 3]`` of uint8 (an array ``[n, h, w, 3]`` too), encoded bytes, or a
-Dataset, which has its own labels.
+Dataset, which has its own labels: ``learn`` and ``update`` take its training part, the others its test part, and all of
+them both parts where the data came undivided.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -95,11 +96,10 @@ class Learner:
         self._waiting: list[tuple[bytes, str]] = []
         self._lock = RLock()  # answers take it too: they and learning hook the layers of the same towers
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}  # a lock cannot be pickled
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=RLock())
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            "a learner is not pickled: use save(folder), and Learner.load(folder) where it is needed"
+        )
 
     def __copy__(self, memo: object = None) -> Learner:
         made = object.__new__(type(self))

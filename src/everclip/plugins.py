@@ -90,11 +90,12 @@ def find(kind: str, name: str, base: type[Base]) -> type[Base]:
         UserError: as ``load`` does, or a module that does not define exactly one.
     """
     module = load(kind, name)
-    found = [
+    own = (
         item
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, base) and item.__module__ == module.__name__
-    ]
+    )
+    found = [*dict.fromkeys(own)]  # one class may have two names
     if len(found) != 1:
         names = " and ".join(item.__name__ for item in found) or f"no {_one(kind)}"
         raise UserError(

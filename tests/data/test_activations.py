@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ SIDE = 16
 @pytest.fixture
 def found(tmp_path: Path) -> Dataset:
     return data.load(f"imagefolder:{image_folder(tmp_path / 'images', {'train': 7, 'test': 2})}")
+
+
+def test_kinds_are_the_images_of_each_class_and_domain(found: Dataset) -> None:
+    draw = np.random.default_rng(0)
+    labels, domains = draw.integers(0, 4, len(found.train)), draw.integers(-1, 2, len(found.train))
+    kinds = replace(found.train, labels=labels, domains=domains).kinds()
+    pairs = sorted({*zip(labels.tolist(), domains.tolist(), strict=True)})
+    assert [where.tolist() for where in kinds] == [
+        np.flatnonzero((labels == label) & (domains == domain)).tolist() for label, domain in pairs
+    ]
+    assert found.train.select(labels < 0).kinds() == []
 
 
 class Encoder:

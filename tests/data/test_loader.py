@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from everclip import data
@@ -86,6 +89,29 @@ def test_class_repeated_batches_draw_images_of_small_classes_again(found: Datase
         counts = [np.bincount(batch.labels.numpy(), minlength=6) for batch in batches]
         assert {int(count[0]) for count in counts} == {least}
         assert {int(count[1]) for count in counts} == {2}
+
+
+class Compared(np.ndarray):
+    """Labels that note how many of them are compared with one."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        Compared.times += self.size
+        return super().__eq__(other)
+
+
+@pytest.mark.parametrize("sampler", ["class_balanced", "class_repeated"])
+def test_a_batch_of_classes_does_not_search_all_labels(found: Dataset, sampler: Any) -> None:
+    """With 1,000 classes and a million images the search of an epoch's batches would take minutes."""
+    labels = 3 * found.train.labels
+    orders = [
+        loader(found).order(replace(found.train, labels=given), Phase(sampler=sampler), (1, 0, 2))
+        for given in (labels, labels.view(Compared))
+    ]
+    assert all(np.array_equal(one, other) for one, other in zip(*orders, strict=True))
+    assert orders[0][0].tolist() == [29, 33, 23, 27, 38, 40, 13, 8]
+    assert Compared.times == 0
 
 
 def test_crops_and_colours_are_those_of_the_image_alone() -> None:

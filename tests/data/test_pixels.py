@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def test_broken_images_are_skipped_and_listed(folder: Path, cache: int, workers:
     assert set(pixels.skipped()) == {"train/red/0.png", "train/blue/1.png", "test/green/0.png"}
     assert all(reason and "\n" not in reason for reason in pixels.skipped().values())
     assert len(pixels.readable(found.train)) == 10
+
+
+def test_what_is_known_to_be_broken_is_not_searched_again(folder: Path) -> None:
+    """Several processes tell each other of a broken image in each of its batches, and a set may have a million rows."""
+
+    class Searched(tuple[str, ...]):
+        times = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Searched.times += 1
+            return super().__iter__()
+
+    store = data.load(f"imagefolder:{folder}").train.store
+    store.keys = Searched(store.keys)
+    pixels = Pixels(store, shrink, 16)
+    for _ in range(3):
+        pixels.mark_broken({"train/red/0.png": "too short", "elsewhere.png": "of another run"})
+    assert pixels.skipped() == {"train/red/0.png": "too short"}
+    pixels.mark_broken({"train/red/0.png": "otherwise", "train/blue/1.png": "no picture"})
+    assert pixels.skipped() == {"train/red/0.png": "too short", "train/blue/1.png": "no picture"}
+    before = Searched.times
+    pixels.mark_broken(pixels.skipped())
+    assert Searched.times == before
 
 
 def test_cached_and_uncached_are_equal(tmp_path: Path) -> None:

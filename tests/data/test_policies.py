@@ -52,6 +52,27 @@ def test_herding_is_greedy() -> None:
     assert sorted(order) == list(range(12))
 
 
+@pytest.mark.parametrize("kind", ["apart", "tied", "single"])
+def test_herding_compares_few_rows_and_gives_the_plain_order(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = np.random.default_rng(1).normal(size=(60, 7)) + 1
+    features = features.astype(np.float32) if kind == "single" else features
+    features = np.round(features)[[*range(30), *range(30)]] if kind == "tied" else features
+    mean, total, left, plain = features.mean(axis=0), np.zeros(7), np.ones(60, dtype=bool), []
+    for k in range(1, 61):
+        distance = np.linalg.norm(mean - (features + total) / k, axis=1)
+        plain.append(int(np.where(left, distance, np.inf).argmin()))
+        left[plain[-1]] = False
+        total = total + features[plain[-1]]
+    norm, compared = np.linalg.norm, list[int]()
+    monkeypatch.setattr(
+        np.linalg, "norm", lambda rows, axis: compared.append(len(rows)) or norm(rows, axis=axis)
+    )
+    assert herding_order(features).tolist() == plain
+    assert sum(compared) < 60 * (8 if kind == "tied" else 2)
+
+
 @pytest.mark.parametrize(
     ("kind", "step", "budget", "expected"),
     [

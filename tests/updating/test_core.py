@@ -157,8 +157,8 @@ def test_a_picture_is_learned_once_and_under_one_name(toy: str, tmp_path: Path) 
         collect(state, load(more, state), 4, {})
     assert str(caught.value) == (
         'scarlet/again.png is a picture of "scarlet", but was learned as "red": if they are one class use'
-        ' --same "scarlet=red" (in Python: call both "red"), else take it out first:'
-        f" everclip forget {toy} --images FILE -o FOLDER"
+        ' --same "scarlet=red" (in Python: call both "red"), else save the model, and load'
+        " what everclip forget SAVED --images FILE -o FOLDER makes"
     )
     (tmp_path / "more" / "scarlet" / "again.png").unlink()
     shutil.copy(tmp_path / "more" / "red" / "0.png", tmp_path / "more" / "scarlet" / "twice.png")

@@ -114,7 +114,8 @@ def table(contents: Sequence[bytes], labels: Sequence[int], width: int | None = 
 
 
 def whole(images: Any, width: int | None) -> ImageSet:
-    """Return images without labels, or all of a Dataset, as a table; ``width`` as in ``encoded``. Raises UserError."""
+    """Return images without labels, or those of a Dataset to test on, as a table; ``width`` as in ``encoded``. Raises
+    UserError."""
     if isinstance(images, Dataset):
         return images.whole()
     return table(encoded(images, width), [0] * len(images), width)

@@ -152,12 +152,16 @@ class ImageSet:
         """
         held = np.zeros(len(self), dtype=bool)
         priority = np.array([hash64(purpose, sample) for sample in self.ids.tolist()], dtype=np.int64)
-        pairs = np.stack([self.labels, self.domains])
-        for pair in np.unique(pairs, axis=1).T if len(self) else ():
-            where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
+        for where in self.kinds():
             count = min(max(1, round(share * len(where))), len(where) - 1)
             held[where[np.argsort(priority[where])[: count if most is None else min(count, most)]]] = True
         return self.select(~held), self.select(held)
+
+    def kinds(self) -> list[NDArray[np.int64]]:
+        """Return the positions of each class's images in each domain, in their order."""
+        order = np.lexsort([self.domains, self.labels])  # keeps the order of equal ones
+        changes = np.diff(self.labels[order]) | np.diff(self.domains[order])
+        return np.split(order, np.flatnonzero(changes) + 1) if len(self) else []
 
     def __add__(self, other: ImageSet) -> ImageSet:
         """Return both tables, this one first. They must share a store."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -114,19 +114,25 @@ class Loader:
         rng = generator(self.seed, "order", *key)
         steps = self.steps_per_epoch(len(images))
         if phase.sampler != "uniform":
-            again = phase.sampler == "class_repeated"
-            return [self._balanced(images.labels, rng, again) for _ in range(steps)]
+            labels, counts = np.unique(images.labels, return_counts=True)
+            members = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(counts)[:-1])
+            of = dict(zip(labels.tolist(), members, strict=True))
+            return [self._balanced(of, rng, phase.sampler == "class_repeated") for _ in range(steps)]
         return np.array_split(rng.permutation(len(images)), steps)
 
     def _balanced(
-        self, labels: NDArray[np.int64], rng: np.random.Generator, again: bool
+        self, members: Mapping[int, NDArray[np.int64]], rng: np.random.Generator, again: bool
     ) -> NDArray[np.int64]:
-        """Return a batch of uniformly drawn classes, equally many images of each; no image twice, unless ``again``."""
+        """Return a batch of uniformly drawn classes, equally many images of each; no image twice, unless ``again``.
+
+        Args:
+            members: positions of each class's images, the classes in the order of their labels.
+        """
         each = 2 if self.batch_size >= 4 else 1
-        drawn = rng.permutation(np.unique(labels))[: max(1, self.batch_size // each)]
+        drawn = rng.permutation([*members])[: max(1, self.batch_size // each)]
         each, found = self.batch_size // len(drawn), list[NDArray[np.int64]]()
         for label in drawn.tolist():
-            own = np.flatnonzero(labels == label)
+            own = members[label]
             rounds = -(-each // len(own)) if again else 1
             found.append(np.concatenate([rng.permutation(own) for _ in range(rounds)])[:each])
         return np.concatenate(found)

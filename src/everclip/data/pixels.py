@@ -205,12 +205,12 @@ class Pixels:
 
     def mark_broken(self, skipped: Mapping[str, str]) -> None:
         """Take over what an interrupted run has found: path -> reason."""
-        if not skipped:  # as nearly always, and a set may have millions of rows
+        fresh = skipped.keys() - self.skipped().keys()
+        if not fresh:  # as nearly always, and a set may have millions of rows
             return
-        row_of = {key: row for row, key in enumerate(self.store.keys)}
-        for key, reason in skipped.items():
-            if key in row_of and row_of[key] not in self.broken:
-                self._break(row_of[key], reason)
+        for row, key in enumerate(self.store.keys):
+            if key in fresh:
+                self._break(row, skipped[key])
 
     @contextmanager
     def aside(self) -> Iterator[None]:

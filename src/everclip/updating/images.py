@@ -169,7 +169,7 @@ def collect(
     learned = dict(zip(state.sums.ids.tolist(), state.sums.labels.tolist(), strict=True))
     for part in (kept, checks):
         learned |= dict(zip(part.ids.tolist(), part.labels.tolist(), strict=True))
-    _one_name(known, new, older, learned, state.spec)
+    _one_name(known, new, older, learned, state.spec if state.place is not None else None)
     new = new.select(~np.isin(new.ids, [*older.ids.tolist(), *learned]))
     if len(new):  # a class whose images were all known is not learned again
         task = CardTask(name=name, labels=np.unique(new.labels).tolist())
@@ -201,10 +201,19 @@ def _look(pixels: Pixels, parts: Sequence[ImageSet], watch: Watch) -> None:
             step(len(rows))
 
 
-def _one_name(known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int, int], spec: str) -> None:
-    """Refuse a picture that has two names; ``learned`` has the labels of earlier updates. Raises UserError."""
+def _one_name(
+    known: Known, new: ImageSet, older: ImageSet, learned: Mapping[int, int], spec: str | None
+) -> None:
+    """Refuse a picture that has two names. Raises UserError.
+
+    Args:
+        learned: labels of earlier updates.
+        spec: what the model was opened by; None where it is in memory alone, as updated.
+    """
     label_of = dict(learned)
     forget = f"take it out first: everclip forget {spec} --images FILE -o FOLDER"
+    if spec is None:
+        forget = "save the model, and load what everclip forget SAVED --images FILE -o FOLDER makes"
     for part in (older, new):
         columns = (part.ids.tolist(), part.labels.tolist(), part.rows.tolist())
         for sample, label, row in zip(*columns, strict=True):

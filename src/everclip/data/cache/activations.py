@@ -155,9 +155,7 @@ def grouped(parts: Iterable[ImageSet]) -> list[ImageSet]:
     """Return the images of each part, class and domain in the order of their ids, at most ``GROUP`` together."""
     groups: list[ImageSet] = []
     for part in parts:
-        kinds = np.stack([part.labels, part.domains])
-        for kind in np.unique(kinds, axis=1).T:
-            where = np.flatnonzero((kinds == kind[:, None]).all(axis=0))
+        for where in part.kinds():
             where = where[np.argsort(part.ids[where])]
             groups += [part.select(where[start : start + GROUP]) for start in range(0, len(where), GROUP)]
     return groups

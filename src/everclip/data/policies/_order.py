@@ -16,15 +16,18 @@ def herding_order(features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
     Args:
         features: of one class; iCaRL takes them at unit length.
     """
-    mean, total = features.mean(axis=0), np.zeros(features.shape[1])
-    left = np.ones(len(features), dtype=bool)
+    mean, rows = (part.astype(np.float64) for part in (features.mean(axis=0), features))
+    left, total = (rows**2).sum(axis=1), np.zeros(rows.shape[1])
+    tolerance = 1e-9 * len(rows) * left.max(initial=0)
     order = []
-    for k in range(1, len(features) + 1):
-        distance = np.linalg.norm(mean - (features + total) / k, axis=1)
-        best = int(np.where(left, distance, np.inf).argmin())
+    for k in range(1, len(rows) + 1):
+        # k^2 of the squared distances, less what they share: one product finds the few rows to compare exactly
+        rough = left - 2 * (rows @ (k * mean - total))
+        near = np.flatnonzero(rough <= rough.min() + tolerance)
+        best = int(near[np.linalg.norm(mean - (rows[near] + total) / k, axis=1).argmin()])
         order.append(best)
-        left[best] = False
-        total = total + features[best]
+        left[best] = np.inf
+        total = total + rows[best]
     return np.array(order, dtype=np.int64)
 
 

@@ -26,9 +26,7 @@ class Herding(Policy):
     def ranks(self, new: ImageSet, features: Float[np.ndarray, "n d"]) -> NDArray[np.int64]:
         """Return the place of each image in the order of its class and domain."""
         place = np.zeros(len(new), dtype=np.int64)
-        pairs = np.stack([new.labels, new.domains])
-        for pair in np.unique(pairs, axis=1).T:
-            where = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
+        for where in new.kinds():
             place[where[herding_order(features[where])]] = np.arange(len(where))
         return place
 
