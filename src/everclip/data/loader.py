@@ -59,7 +59,7 @@ class Loader:
         pixels: decoded images.
         activations: kept rows, which take the place of the pictures.
         batch_size: at most; an epoch is cut into batches whose sizes differ by one at most, so that no contrastive
-            loss meets a last batch of one.
+            loss meets a last batch much smaller than the rest.
         augment: ``none``, or the name of a view in ``VIEWS``.
         seed: of the order and of the augmentation.
         light: of ``collectives.Share``.
