@@ -83,7 +83,7 @@ class Gdro(Contrastive):
         super().begin_task(clip, task, train)
         if task.index == 0 and len(self.prompts.names) == 1 and self.config.dro != "none":
             log.warning(
-                "gdro has one group to weigh, so that it weighs nothing: give images with captions a column group"
+                "gdro has only one group, so its weights have no effect: add a column group to images with captions"
             )
         if not self.config.carry_over:
             self.groups.reset()
