@@ -27,17 +27,17 @@ def page(results: dict[str, Json]) -> str:
     """The results as a page."""
     zero = " ".join(sorted({f"{100 * run['zero_shot']:.1f}" for run in results.values()}))
     lines = [
-        "# Real CIFAR-100",
+        "# All of CIFAR-100",
         "",
         "`EVERCLIP_DATA=... python -m benchmarks.cifar100`: ten tasks of ten classes, 50,000 training and 10,000 test",
         f"pictures, `lite` at 96 px, seed 0, one thread per run, on {machines(results)}. GDRO trains with",
         f"`{' '.join(TRAINED)}`",
-        "and every other key at its default. In %; times are of whole runs, start, testing after each task and the",
-        f"page included. Zero-shot: {zero} %. These ran beside other work, so the clock says little; GDRO with 2,000",
-        "exemplars reads the activations that GDRO without any kept, and was stopped once and went on: its processor",
-        "minutes are not known.",
+        "and every other key at its default. Accuracies are in %. Times are of whole runs, including the start,",
+        f"testing after each task and the page. Zero-shot: {zero} %. Other work was running, so wall-clock times say",
+        "little. GDRO with 2,000 exemplars reads the activations that GDRO without any cached. It was also stopped",
+        "once and resumed, so its CPU minutes are not known.",
         "",
-        "| method | memory | last | average | forgetting | images + state MB | clock min | processor min |",
+        "| method | memory | last | average | forgetting | images + state MB | wall min | CPU min |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for job in JOBS:

@@ -106,16 +106,16 @@ def page(rows: Sequence[tuple[int, Hits, Findings, float]]) -> str:
     """The page."""
     last = rows[-1][2]
     lines = [
-        "# What `everclip data check` finds of what was planted",
+        "# How many planted faults `everclip data check` finds",
         "",
         "`EVERCLIP_DATA=... python -m benchmarks.data_check`: Caltech-101 photographs of 50 classes, 1,411 for training"
-        " and 928 for testing, into which",
-        f"were planted {EACH} copies byte for byte, {EACH} copies with JPEG quality {QUALITY}, {EACH} copies of half"
-        f" the width and height, and {EACH} wrong labels.",
+        " and 928 for testing. Planted:",
+        f"{EACH} exact copies, {EACH} copies with JPEG quality {QUALITY}, {EACH} copies of half the width and height,"
+        f" and {EACH} wrong labels.",
         f"Model `{last.options.model}` at {SIZE} px, threshold {last.options.near}. {machine()}.",
         "",
-        "| seed | copies | other groups called copies | re-encoded | half as large | near pairs in all |"
-        f" wrong labels among the first {FIRST} suspects | suspects in all | seconds |",
+        "| seed | copies | other groups called copies | re-encoded | half as large | near pairs in total |"
+        f" wrong labels among the first {FIRST} suspects | suspects in total | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for seed, hits, findings, seconds in rows:
@@ -125,10 +125,10 @@ def page(rows: Sequence[tuple[int, Hits, Findings, float]]) -> str:
         )
     lines += [
         "",
-        "Asked for: 20 of 20 copies, and at least 15 of 20 wrong labels. Near pairs beyond those planted are in the"
-        " photographs themselves.",
-        "Missed: most copies of half the size, whose features are too different at this threshold; a lower `--near`"
-        " finds more of them, and more pictures that are merely alike.",
+        "Goals: 20 of 20 copies, and at least 15 of 20 wrong labels. Further near pairs are in the photographs"
+        " themselves.",
+        "Most copies of half the size are missed, because their features differ too much at this threshold. A lower"
+        " `--near` finds more of them, and more pictures that are merely similar.",
         "",
     ]
     return "\n".join(lines)

@@ -93,16 +93,16 @@ def page(results: dict[str, Json]) -> str:
         if not setting.domains and gains.get(name(place, method, level, seed), MARGIN) < MARGIN
     ]
     lines = [
-        "# What the defaults reach",
+        "# What methods reach with their defaults",
         "",
         "`EVERCLIP_DATA=... python -m benchmarks.defaults`: `everclip train data=X method=M memory.budget=N seed=S`",
-        "with every other key at its default (model `lite`, 96 px); one thread per run, on",
-        f"{machines(results)}. Last accuracy in %, one number per seed (0, 1, 2; – is not run yet), beside zero-shot.",
-        "`cifar100`: 50 training and 20 test pictures per class; `pacs`: 60 and 20 per class and domain. The logit",
-        "scale of `lite` was chosen on caltech50.",
+        f"with every other key at its default (model `lite`, 96 px); one thread per run, on {machines(results)}.",
+        "Last accuracy in %, one number per seed (0, 1, 2; – is not run yet). `cifar100`: 50 training and 20 test",
+        "pictures per class; `pacs`: 60 and 20 per class and domain. The logit scale of `lite` was chosen on",
+        "caltech50.",
         "",
         f"{len(results)} of {len(SETTINGS) * len(METHODS) * len(LEVELS) * len(SEEDS)} runs;"
-        f" {len(below)} end below zero-shot{_named(below)}; of gcl and gdro in class-incremental settings"
+        f" {len(below)} end below zero-shot{_named(below)}. Of the class-incremental runs of gcl and gdro,"
         f" {len(short)} end less than {MARGIN:.0f} points above it{_named(short)}.",
     ]
     for place in SETTINGS:
@@ -120,8 +120,7 @@ def page(results: dict[str, Json]) -> str:
         "",
         "## GDRO minus GCL",
         "",
-        "Last accuracy in points, mean over the seeds that both have, with the 95 % interval of a bootstrap over",
-        "classes.",
+        "Last accuracy in points, mean over the seeds that both have, with a 95 % bootstrap interval over classes.",
         "",
         *rows(
             ["", *(f"{level} per class" for level in LEVELS)], [_against(results, one) for one in SETTINGS]

@@ -223,7 +223,9 @@ def main() -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--scratch", type=Path, default=Path("runs/figure1"), help="work goes here")
-    parser.add_argument("--draw", action="store_true", help="draw what is there, and run nothing")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw the figure from the finished runs; train nothing"
+    )
     arguments = parser.parse_args()
     wanted = [
         name

@@ -156,19 +156,23 @@ def draw(kept: Path) -> None:
 
 
 def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str]:
-    """The differences that the paper speaks of; every cell with its seeds, and the settings that its search chose."""
+    """Return the lines of cells.md: the paper's comparisons, then each cell with its seeds and chosen settings."""
     lines = [
         "# Cells of the figure",
         "",
-        "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds;",
-        "*kept*: beside the model, images + state of the method;",
-        "*chosen*: what the search found, of how many trials; *as by default*: keys that no trial was left for;",
-        "*at an edge*: the best value ends a grid that could grow; *the most epochs tried*: their grid ends at four",
-        "times the start. Differences are in points, with a 95 % interval: where tasks bring new classes a bootstrap",
-        "over classes, whose images are forgotten together, else over test images, each counted by its mean over the",
-        "seeds. *Best other*: of the trained methods but joint, `multilayer_lda` and, without exemplars,",
-        "co2l, whose classifier then is not the published one. *Finetune*: with the text tower as its head, as GCL and",
-        "GDRO have.",
+        "Written by `python -m benchmarks.figure1 --draw`. Accuracy in %: mean (lowest to highest) over the seeds.",
+        "",
+        "- *Kept*: images and state of the method, besides the model.",
+        "- *Chosen*: the settings that the search found, and the number of trials that it used.",
+        "- *Left at default*: keys for which no trial was left.",
+        "- *At an edge*: the best value is at the end of a grid that could be extended.",
+        "- *At the epoch limit*: the best number of epochs is the largest tried, four times that of the start.",
+        "- Differences are in points, with a 95 % interval. Where tasks bring new classes it is a bootstrap over",
+        "  classes, because images of one class are forgotten together. For domains it is over test images, each",
+        "  counted by its mean over the seeds.",
+        "- *Best other*: the best trained method except `joint` and `multilayer_lda`; without exemplars also except",
+        "  `co2l`, whose classifier is then not the published one.",
+        "- *Finetune*: with the text tower as its head, as in GCL and GDRO.",
         *([] if found else ["", "No run has finished yet."]),
     ]
     for name, setting in found.items():
@@ -186,15 +190,15 @@ def cells(found: dict[str, Setting], runs: dict[str, list[RunData]]) -> list[str
 
 
 def terms(runs: Sequence[RunData]) -> list[str]:
-    """What the paper's methods reach with parts of them switched off, beside the whole."""
+    """Return the lines on GCL and GDRO with some of their terms switched off."""
     rows: dict[str, dict[str, Seeds]] = {}
     for run in runs:
-        off = [] if run.value("method.carry_over") else ["estimators begin anew at each task"]
-        off += ["no weights of classes"] if run.value("method.dro") == "none" else []
+        off = [] if run.value("method.carry_over") else ["`carry_over=false`"]
+        off += ["`dro=none`"] if run.value("method.dro") == "none" else []
         rows.setdefault(run.method, {}).setdefault(", ".join(off), {})[run.value("seed")] = run
     lines = [
-        *("", "## Terms switched off", ""),
-        "The photographs of panel b, 1 exemplar per class. Each row has its own search.",
+        *("", "## Ablations", ""),
+        "The photographs of panel b with 1 exemplar per class. Each row has its own search.",
         *("", "| method | changed | last | difference |", "| --- | --- | ---: | ---: |"),
     ]
     for method, found in rows.items():
@@ -235,14 +239,14 @@ def settings_of(run: RunData) -> str:
     )
     told += f" ({found.trials} trials)"
     if left := [short[key] for key, values in found.tried.items() if len(values) == 1]:
-        told += f"; as by default: {', '.join(left)}"
+        told += f"; left at default: {', '.join(left)}"
     lengths = found.tried.get("train.epochs", ())
     if (
         len(lengths) > 1
         and "train.epochs" not in found.edges
         and run.value("train.epochs") == max(map(int, lengths))
     ):
-        told += "; the most epochs tried"
+        told += "; at the epoch limit"
     edges = ", ".join(short[key] for key in found.edges)
     return f"{told}; at an edge: {edges}" if edges else told
 

@@ -14,12 +14,12 @@ TITLES = {
     "cifar100": "CIFAR-100 with 50 pictures per class, ten updates of ten classes",
 }
 ABOUT = (
-    "`EVERCLIP_DATA=... python -m benchmarks.index` (one thread on {}; one seed; beside other work, so that the clock"
-    " says little). Model `lite` at 96 px, which knows no class at first. The index has all training pictures of all"
-    " classes, embedded before the first update; the queries are test pictures, spread over all classes. *Recall@10* is"
-    " the share of the ten nearest that the old query finds in the old index and the new query finds there too, in %."
-    " *Same class* is how many of the ten found are of the query's class, in %: for an index that was embedded again it"
-    " says whether the new encoder searches better, which recall of the old answers cannot. *Accuracy* is on the test"
+    "`EVERCLIP_DATA=... python -m benchmarks.index` (one thread on {}; one seed; with other work running, so"
+    " wall-clock times say little). Model `lite` at 96 px, which knows no class at first. The index has all"
+    " training pictures of all classes, embedded before the first update; the queries are test pictures, spread"
+    " over all classes. *Recall@10* is the fraction of the old query's ten nearest in the old index that the new"
+    " query finds too, in %. *Same class* is how many of the ten found are of the query's class, in %; for an"
+    " index that was embedded again, it says whether the new encoder searches better. *Accuracy* is on the test"
     " pictures of all classes learned."
 )
 CHOICES = {
@@ -42,7 +42,7 @@ def page(results: Mapping[str, Json]) -> str:
         parts += _table(there) if there else []
         missing = [CHOICES[choice] for choice in CHOICES if choice not in there]
         if missing:
-            parts += ["", f"Not run yet, the same command goes on: {'; '.join(missing)}."]
+            parts += ["", f"Not run yet (the same command continues): {'; '.join(missing)}."]
     return (
         "\n".join([*parts, *_embedding(results), *_searching(results.get("search"))]).replace(
             "\n\n\n", "\n\n"
@@ -89,9 +89,9 @@ def _embedding(results: Mapping[str, Json]) -> list[str]:
     lines = ["", "## Embedding pictures of CIFAR-100", ""]
     rows = [row for name, row in results.items() if name.startswith("embed-")]
     for row in rows:
-        equal = "equal to the bit" if row["bit_equal"] else "NOT EQUAL"
+        equal = "bit for bit equal" if row["bit_equal"] else "NOT EQUAL"
         text = (
-            f"{row['pictures']:,} pictures: {row['per_second']:.0f} per second by the clock, at a load of"
+            f"{row['pictures']:,} pictures: {row['per_second']:.0f} per second wall-clock, at a load of"
             f" {row['load']:g} on two cores. Killed with -9 {row['killed']} times and resumed: {equal}."
         )
         lines += [*textwrap.wrap(text, 118), ""]
@@ -102,12 +102,12 @@ def _embedding(results: Mapping[str, Json]) -> list[str]:
             row[f"embed_per_{unit}"] / row[f"bare_per_{unit}"] for unit in ("second", "cpu_second")
         )
         text = (
-            f"{row['timed']:,} of them, in turn with the bare encoder on decoded pictures, the best of three, at a load"
-            f" of {row['load']:g}: {row['embed_per_second']:.0f} and {row['bare_per_second']:.0f} per second by the"
-            f" clock ({100 * clock:.0f} %), {row['embed_per_cpu_second']:.0f} and {row['bare_per_cpu_second']:.0f} by"
-            f" the processor's time ({100 * spent:.0f} %). The difference is decoding and resizing, in threads of"
-            f" their own, and the fingerprint, which is computed once. The goal of 90 % by the clock is"
-            f" {'met' if clock >= 0.9 else 'missed'}."
+            f"{row['timed']:,} of them, compared with the bare encoder on decoded pictures (in turn, the best of three,"
+            f" at a load of {row['load']:g}): {row['embed_per_second']:.0f} and {row['bare_per_second']:.0f} per second"
+            f" wall-clock ({100 * clock:.0f} %), {row['embed_per_cpu_second']:.0f} and"
+            f" {row['bare_per_cpu_second']:.0f} per CPU second ({100 * spent:.0f} %). The difference is decoding and"
+            f" resizing, in separate threads, and the fingerprint, which is computed once. The goal of 90 % wall-clock"
+            f" is {'met' if clock >= 0.9 else 'missed'}."
         )
         lines += textwrap.wrap(text, 118)
     return lines
@@ -116,16 +116,16 @@ def _embedding(results: Mapping[str, Json]) -> list[str]:
 def _searching(row: Json | None) -> list[str]:
     lines = ["", "## Searching", ""]
     if row is None:
-        return [*lines, "Not run yet, the same command goes on."]
+        return [*lines, "Not run yet (the same command continues)."]
     ratios = [row[f"search_{unit}"] / row[f"product_{unit}"] for unit in ("seconds", "cpu_seconds")]
     text = (
         f"{row['embeddings']:,} synthetic embeddings of width {row['width']} in {-(-row['embeddings'] // 4096)} mapped"
-        f" shards that the system has in memory: {1000 * row['search_seconds']:.0f} ms a query by the clock, where one"
+        f" shards that the system has in memory take {1000 * row['search_seconds']:.0f} ms per query wall-clock. One"
         f" matrix product of the same numbers in one array takes {1000 * row['product_seconds']:.0f} ms"
-        f" ({ratios[0]:.2f} times); of the processor's time {1000 * row['search_cpu_seconds']:.0f} and"
+        f" ({ratios[0]:.2f} times). CPU times are {1000 * row['search_cpu_seconds']:.0f} and"
         f" {1000 * row['product_cpu_seconds']:.0f} ms ({ratios[1]:.2f} times). The first query after the"
-        f" folder is opened takes {1000 * row['first_cpu_seconds']:.0f} ms of it, as pages are looked up. The best of"
-        " several each."
-        f" What is found is {'' if row['same_as_a_whole_sort'] else 'NOT '}what a sort of all cosines has first."
+        f" folder is opened takes {1000 * row['first_cpu_seconds']:.0f} ms of CPU time, as pages are looked up. Each is"
+        f" the best of several. The result {'equals' if row['same_as_a_whole_sort'] else 'DIFFERS FROM'} that of a"
+        " sort of all cosines."
     )
     return [*lines, *textwrap.wrap(text, 118)]

@@ -152,18 +152,17 @@ def measured(scratch: Path, rounds: int) -> tuple[list[Row], int, int]:
 def page(rows: Sequence[Row], images: int, exemplars: int, load: float) -> str:
     """The page."""
     base, chosen = rows[:2]
-    head = [f"images/s, batch {batch} | one thread beside fp32" for batch in BATCHES]
+    head = [f"images/s, batch {batch} | faster than fp32" for batch in BATCHES]
     lines = [
         "# `everclip export --format onnx --int8`",
         "",
-        "`EVERCLIP_DATA=... python -m benchmarks.int8`: `lite` at 96 px, a first version of the 50 classes of Caltech"
-        " photographs by `layers`, which",
-        "reads a picture and its mirror image. Calibrated on the version's"
-        f" {min(exemplars, quantised.MOST)} exemplars, tested on {images} other images.",
-        f"onnxruntime {onnxruntime.__version__}, {machine()}; images per second with {THREADS} threads by the clock,"
-        " the best of the rounds;",
-        "beside fp32 the processor's time of one thread, medians of the rounds. Other work ran beside (load"
-        f" {load:.1f}): ratios say more than images per second.",
+        "`EVERCLIP_DATA=... python -m benchmarks.int8`: `lite` at 96 px, a first version of the 50 classes of Caltech",
+        "photographs with `layers`, which reads a picture and its mirror image. Calibrated on the version's",
+        f"{min(exemplars, quantised.MOST)} exemplars, tested on {images} other images.",
+        "",
+        f"onnxruntime {onnxruntime.__version__}, {machine()}. *images/s*: {THREADS} threads, wall-clock, the best of",
+        "the rounds. *faster than fp32*: CPU time of one thread, medians of the rounds. Other work was running",
+        f"(load {load:.1f}), so the ratios say more than images per second.",
         "",
         f"| graph | accuracy, % | points lost | same class as fp32, % | MB | {' | '.join(head)} |",
         "|---|---|---|---|---|" + "---|---|" * len(BATCHES),
@@ -176,11 +175,11 @@ def page(rows: Sequence[Row], images: int, exemplars: int, load: float) -> str:
         )
     lines += [
         "",
-        f"The 8-bit graph has {chosen.size / base.size:.0%} of the bytes. On processors without VNNI sums of products"
-        " with weights of 8 bits overflow, hence the 7 bits; one range",
-        "for all channels does not suit depthwise convolutions, whose channels differ much in size. Sums of residuals"
-        " in 8 bits too are hardly faster, and are left out. The way as exported was chosen among these on the same"
-        " test images: read its accuracy beside that of fp32 as no loss seen, not as a gain.",
+        f"The 8-bit graph has {chosen.size / base.size:.0%} of the bytes. Weights have 7 bits because sums of products",
+        "with 8-bit weights overflow on processors without VNNI. One range for all channels does not suit depthwise",
+        "convolutions, whose channels differ much in size. Quantising the sums of residuals too is hardly faster, so",
+        "they are left out. The exported variant was chosen among these on the same test images: its accuracy shows no",
+        "loss compared with fp32, but not a gain.",
         "",
     ]
     return "\n".join(lines)

@@ -48,14 +48,16 @@ _FOLDERS = re.compile(r"(?<![\w./])(?:/[^/\s\"'()\[\],:]+)+/")
 """The folders of an absolute path; an address has two slashes."""
 
 _OF_COMMANDS = """
-Each is killed with -9 before and after each of its calls that change what is on the disk (rename, replace, link,
-unlink, mkdir, rmdir, rmtree, exchange, fsync, sync, files opened anew); and some at a call that is drawn, and again
-when they are given once more. It passes when each model answers as before or as after the command; the target is not
-there, or whole; the command, given again, has the result of one that nobody disturbed, or says in one line that it is
-done; nothing of everclip's is left beside that; and what the user has there, under names such as NAME.tmp, is as it
-was. Of two at once the second comes while the first stands before each of these calls, or begins soon after it. They
-pass when the result is the work of one that says it is done, and the other one says in one line why it is not. An
-intruder is a folder or a file of the user's that appears at the target while the command works: it has to stay.
+**Kills.** Each command is killed with -9 before and after each of its calls that change the disk (rename, replace,
+link, unlink, mkdir, rmdir, rmtree, exchange, fsync, sync, opening a new file). Some are killed at a random call, and
+again when they are repeated. An item passes if each model answers as before or as after the command; the target is
+absent or complete; the repeated command has the result of an undisturbed one, or says in one line that it is done; no
+other file of everclip is left; and the user's own files there, under names such as NAME.tmp, are unchanged.
+
+**Pairs.** A second command starts while the first is held before each of these calls, or soon after it has begun. A
+pair passes if the result is that of a command that reports success, and the other says in one line why it failed.
+
+**Intruders.** A folder or file of the user appears at the target while the command works. It has to stay.
 """
 
 
@@ -134,10 +136,10 @@ def page(done: Sequence[Row], seed: int, tables: Sequence[Table] = ()) -> str:
     lines = [
         "# Reliability",
         "",
-        "`python -m benchmarks.reliability` does faults to small runs (a CLIP of random weights under 1 MB, six"
-        f" classes, two tasks) and sees what becomes of them; seed {seed}. A run that was stopped counts as resumed"
-        " when its weights, its method's state, its memory, results, log (without times) and predictions have the hash"
-        " of a run that was not. Rows: `reliability.jsonl`; what an item does: `tests/faults/goals.py`.",
+        "`python -m benchmarks.reliability` injects faults into small runs (a CLIP of random weights under 1 MB, six"
+        f" classes, two tasks) and checks the outcome; seed {seed}. A stopped run counts as resumed if its weights, its"
+        " method's state, its memory, results, log (without times) and predictions have the hash of an uninterrupted"
+        " run. `reliability.jsonl` has the rows, and `tests/faults/goals.py` says what each item does.",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}, torch {torch.__version__}, Python {sys.version.split()[0]}.",
         "",
@@ -162,7 +164,8 @@ def page(done: Sequence[Row], seed: int, tables: Sequence[Table] = ()) -> str:
 
 def _commands(done: Sequence[Row]) -> list[str]:
     """How commands fared that were killed at each of their calls, and two at once on one target."""
-    lines = ["## Commands that write", "", " ".join(_OF_COMMANDS.split()), ""]
+    told = [line for part in _OF_COMMANDS.split("\n\n") for line in (" ".join(part.split()), "")]
+    lines = ["## Commands that write", "", *told]
     rows: list[list[object]] = []
     for name in COMMANDS:
         kills, pairs = ([row for row in done if row["goal"] == f"{kind} {name}"] for kind in ("kill", "pair"))
@@ -185,7 +188,7 @@ def attack() -> None:
 
 
 def attacked() -> Table:
-    """Ways in against outcomes."""
+    """Commands against outcomes."""
     tried: dict[tuple[str, str], list[list[Any]]] = {}
     for row in json.loads(ATTACKED.read_text(encoding="utf-8")):
         tried.setdefault((row[0], row[1]), []).append(row)
@@ -194,7 +197,7 @@ def attacked() -> Table:
         codes = Counter("raised" if row[3] is None else f"exit {row[3]}" for row in rows)
         shown = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
         lines.append([met, way, len(rows), sum(row[4] for row in rows), shown])
-    return "Attacks: ways in against outcomes", ("met as", "way in", "attacks", "ran", "ended with"), lines
+    return "Attacks, by command", ("malicious input", "command", "attacks", "ran", "ended with"), lines
 
 
 def _indent(line: str) -> str:
@@ -207,38 +210,35 @@ def _numbers(done: Sequence[Row]) -> list[str]:
     killed = [row.get("killed", []) for row in by_goal["R1"]]
     twice, once = (sum(sum(times) >= least for times in killed) for least in (2, 1))
     lines = [
-        f"- R1: {sum(map(sum, killed))} processes were killed: {once} of {len(killed)} runs, {twice} of them twice; the"
-        " others were faster than their kill."
+        f"- R1: {sum(map(sum, killed))} processes were killed: {once} of {len(killed)} runs, {twice} of them twice. The"
+        " others finished before the kill."
     ]
     counts = {name: Counter(row.get(name) for row in by_goal["R1"]) for name in FACTORS}
     least = {name: min(counts[name][value] for value in values) for name, values in FACTORS.items()}
     grid = ", ".join(f"{name} ({len(set(values))})" for name, values in FACTORS.items())
     lines.append(
-        f"- R1 draws from the grid of {grid}: a value has had {min(least.values())} items at least (of {LEAST} in the"
-        " end)."
+        f"- R1 draws from the grid of {grid}. Each value has had at least {min(least.values())} items (goal: {LEAST})."
     )
     flips, cuts = (sum(row[key] for row in by_goal["R3"]) for key in ("flips", "cuts"))
     used = sum(len(row["unnoticed"]) for row in by_goal["R3"])
-    lines.append(f"- R3: {flips} flips and {cuts} cuts, {used} of them not noticed.")
+    lines.append(f"- R3: {flips} flipped bits and {cuts} truncations, {used} of them not noticed.")
     signals = Counter(row["signal"] for row in by_goal["R5"])
     lines.append(
         f"- R5: {', '.join(f'{count} {name}' for name, count in sorted(signals.items())) or 'none'}."
     )
     shared = [row for row in by_goal["R6"] if row.get("killed")]
     lines.append(
-        f"- R6: {len(shared)} processes were killed; the slowest of the others ended after"
+        f"- R6: {len(shared)} processes were killed; the other process ended after at most"
         f" {max((row['seconds_to_end'] for row in shared), default=0)} s."
     )
     decoded = [sum(row.get(key, 0) for row in by_goal["R8"]) for key in ("images", "left_out")]
     slowest = max((row.get("slowest_seconds", 0) for row in by_goal["R8"]), default=0)
-    lines.append(f"- R8: {decoded[1]} of {decoded[0]} pictures left out, the slowest took {slowest} s.")
+    lines.append(f"- R8: {decoded[1]} of {decoded[0]} pictures were left out; the slowest took {slowest} s.")
     tried = [sum(row.get(key, 0) for row in by_goal["R9"]) for key in ("configs", "refused")]
-    lines.append(
-        f"- R9: {tried[1]} of {tried[0]} configs refused; each of the others holds every key as given."
-    )
+    lines.append(f"- R9: {tried[1]} of {tried[0]} configs were refused; the others have every key as given.")
     for row in by_goal["R12"]:
         lines.append(
-            f"- R12: resident memory grew by {row.get('growth', 0):.1%} from a tenth of the stages to the last, to"
+            f"- R12: resident memory grew by {row.get('growth', 0):.1%} between a tenth of the stages and the last, to"
             f" {row.get('at_end', 0) / 1e9:.2f} GB while the page was drawn; open files {row.get('open_files')}."
         )
     return lines

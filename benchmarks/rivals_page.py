@@ -18,33 +18,35 @@ def page(results: dict[str, Json]) -> str:
     cells = sum(len(levels(method)) for method in METHODS) * len(SETTINGS) * len(SEEDS)
     done = sum(not key.startswith("term-") for key in results)
     lines = [
-        "# Methods of 2023 to 2026",
+        "# Methods made for CLIP, 2023 to 2026",
         "",
-        "`EVERCLIP_DATA=... python -m benchmarks.rivals`: `lite` at 96 px; caltech50 in five tasks and CIFAR-100 (50",
-        "training and 20 test pictures per class) in ten; every trained method searched its rates and constants in",
-        f"at most {TRIALS} trials at each memory size (`ranpac` has two values to try), on held-out training images of",
-        "the first two tasks; `slda` chooses on the images of each run. Two orders of the classes, one number for each",
-        "(– is not run yet). `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need transformer blocks and are not",
-        "here. *Kept*: beside the model, images + state of the method. Runs shared a busy machine, so their seconds",
-        "say little. The logit scale of `lite` was chosen on caltech50.",
+        "`EVERCLIP_DATA=... python -m benchmarks.rivals`: `lite` at 96 px; caltech50 in five tasks and CIFAR-100",
+        "(50 training and 20 test pictures per class) in ten. Two class orders, one number for each (– is not run",
+        "yet). *Kept* is images and state of the method, besides the model. Runs shared a busy machine, so their",
+        "seconds say little. The logit scale of `lite` was chosen on caltech50.",
         "",
-        f"`multilayer_lda` reads each picture and its mirror image; `{PLAIN}` and the other closed forms",
-        "read the picture alone. Their runs with the three stages that were the default at first are not shown;",
-        "they are to be made again with six. Methods that train parts beside frozen towers",
-        f"({', '.join(ADAPTERS)}) read four kept views of each image, whose features all",
-        "runs share: their seconds leave out the tower where another run was there first. `engine` has no descriptions",
-        "of classes here, which its paper takes from a language model. `rail` and `rail-dual` are its two published",
-        "forms. `proof` and `clap4clip` were published with exemplars, and for text towers that classify better:",
-        "zero-shot, `lite` has 42.8 on caltech50 and 22.7 on CIFAR-100. Without exemplars they learn among the classes",
-        "of the task here, as a softmax over absent classes pushes these down.",
+        f"- **Tuning.** Every trained method searched its rates and constants in at most {TRIALS} trials at each",
+        "  memory size (`ranpac` has two values to try), on held-out training images of the first two tasks. `slda`",
+        "  chooses on the images of each run. A search scores about a hundred held-out images, so its choice is",
+        "  itself uncertain: two searches of `rapf` with its published theta chose 5 and 10 epochs, which end at",
+        "  76.9 and 86.5 on caltech50 without a memory. On caltech50 all values that `layup` tried were tied.",
+        "- **Missing.** `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need transformer blocks. Runs of",
+        "  `multilayer_lda` with three stages, the earlier default, are not shown; they have to be repeated with",
+        "  six.",
+        f"- **Views.** `multilayer_lda` reads each picture and its mirror image; `{PLAIN}` and the other closed",
+        f"  forms read the picture alone. Methods that train parts beside frozen towers ({', '.join(ADAPTERS)}) read",
+        "  four fixed views of each image, whose features all runs share: their seconds leave out the tower if",
+        "  another run had computed them.",
+        "- **Not as published.** `engine` has no descriptions of classes here, which its paper takes from a",
+        "  language model. `rapf` has theta = 1.3, which pairs the nearest twentieth of the classes; the published",
+        "  0.55 pairs no classes of `lite`. `proof` and `clap4clip` were published with exemplars, and for text",
+        "  towers that classify better: zero-shot, `lite` has 42.8 on caltech50 and 22.7 on CIFAR-100. Without",
+        "  exemplars they learn among the classes of the task here, as a softmax over absent classes pushes these",
+        "  down. `rail` and `rail-dual` are the two published forms of one method.",
         "",
-        "The search scores about a hundred held-out images, so what it chooses is itself uncertain: two searches of",
-        "`rapf` with its published theta chose 5 and 10 epochs, which end at 76.9 and 86.5 on caltech50 without a",
-        "memory. That theta, 0.55, pairs no classes of `lite`, so `rapf` has 1.3 here, which pairs the nearest",
-        "twentieth. On caltech50 all values that `layup` tried tied.",
         f"Machine: {machines(results) or 'none yet'}.",
         "",
-        f"{done} of {cells} runs are there.",
+        f"{done} of {cells} runs are done.",
     ]
     for setting in SETTINGS:
         for level in LEVELS:
@@ -52,13 +54,13 @@ def page(results: dict[str, Json]) -> str:
             lines += [*_table(results, setting, level, [one for one in METHODS if level in levels(one)])]
     lines += [
         "",
-        "## The defining term, switched off",
+        "## Ablation: the defining term of each method",
         "",
-        "Two tasks of caltech50, first order, the largest memory that the method takes. Each paper says that its term",
-        f"helps; a difference of less than {CLEAR} points, {CLEAR * 9.28:.0f} of 928 test images, does not show it.",
-        "`proof` has no option that takes its fusion away; `fecam`, `layup` and `rail` train nothing.",
+        "Two tasks of caltech50, first order, the largest memory that the method takes. Each paper says that its",
+        f"term helps; a difference of less than {CLEAR} points, {CLEAR * 9.28:.0f} of 928 test images, does not show",
+        "it. `proof` has no option to switch off its fusion; `fecam`, `layup` and `rail` train nothing.",
         "",
-        "| method | what is off | last with, % | last without, % | does the term help? |",
+        "| method | without it | last with, % | last without, % | does the term help? |",
         "| --- | --- | ---: | ---: | --- |",
     ]
     for method, (_, said) in TERMS.items():
@@ -73,7 +75,7 @@ def _shown(on: Json | None, off: Json | None) -> str:
     if on is None or off is None:
         return "–"
     apart = 100 * (on["last"] - off["last"])
-    return "yes" if apart >= CLEAR else "no, it harms" if apart <= -CLEAR else "did not show"
+    return "yes" if apart >= CLEAR else "no, it harms" if apart <= -CLEAR else "not shown"
 
 
 def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence[str]) -> list[str]:
@@ -81,7 +83,7 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
     from benchmarks.rivals import METHODS, levels, plug_in
 
     lines = [
-        "| method | last, % | average, % | forgetting, points | ImageNet, % | kept, MB | processor, s |",
+        "| method | last, % | average, % | forgetting, points | ImageNet, % | kept, MB | CPU, s |",
         "| --- | --- | --- | --- | --- | ---: | ---: |",
     ]
     for method in methods:
@@ -105,14 +107,14 @@ def _table(results: dict[str, Json], setting: str, level: int, methods: Sequence
             ((mean, method) for method, mean in means.items() if mean is not None), key=lambda one: -one[0]
         )
         first = ", ".join(f"{method} {100 * mean:.1f}" for mean, method in known[:3])
-        said = ", and with those that keep no exemplars" if level else ""
+        said = ", including methods that keep no exemplars" if level else ""
         best = known[0][1]
         other = next(method for _, method in known if plug_in(method) != plug_in(best))
         ahead = apart(*(list(filter(None, _runs(results, setting, one, level))) for one in (best, other)))
         lines += [
             "",
-            f"Ahead, by the mean of `last` over both orders{said}: {first}.",
-            f"{best} is {ahead} points ahead of {other}; in brackets the 95 % interval, a bootstrap over classes.",
+            f"Best by the mean of `last` over both orders{said}: {first}.",
+            f"{best} is {ahead} points ahead of {other} (95 % bootstrap interval over classes).",
         ]
     return lines
 

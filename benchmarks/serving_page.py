@@ -28,12 +28,12 @@ def page(found: Json, about: Mapping[str, str]) -> str:
         return f"| {name} | {rate:.1f} | {rate / best['rate']:.2f} | {cells[0]} | {cells[1]} |"
 
     lines = [
-        "# `everclip serve` beside direct prediction",
+        "# `everclip serve` compared with direct prediction",
         "",
-        f"`EVERCLIP_DATA=... python -m benchmarks.serving`: {about['model']} as the files they are; {clients} clients",
-        f"on the loopback interface for {seconds} s, on the same cores as the server. {machine()}. Other work ran"
-        f" beside it: load averages {loads} (before,",
-        "and at the end of the minute with clients); only ratios mean something.",
+        f"`EVERCLIP_DATA=... python -m benchmarks.serving`: {about['model']}, sent as files by {clients} clients on",
+        f"the loopback interface for {seconds} s, on the same cores as the server. {machine()}, with other work",
+        f"running (load averages {loads} before, and at the end of the minute with clients): only ratios are",
+        "meaningful.",
         "",
         "| | pictures per second | ratio | p50, ms | p99, ms |",
         "|---|---|---|---|---|",
@@ -42,14 +42,14 @@ def page(found: Json, about: Mapping[str, str]) -> str:
         row(f"served, {clients} clients", serve["rate"], serve["p50"], serve["p99"]),
         row("served, one client", one["rate"], one["p50"], one["p99"]),
         "",
-        "Direct is `everclip.inference.predict.answers`, what `everclip predict` runs, without its start. Its two runs,"
-        " before and after the served ones: "
+        "*Direct* is `everclip.inference.predict.answers`, which is `everclip predict` without its start. It ran before"
+        " and after the served requests: "
         + " and ".join(f"{row['rate']:.1f} pictures per second" for row in found["direct"])
         + f". Failed requests: {len(serve['failed'])}.",
         "",
         "## A version switched and rolled back under load",
         "",
-        f"The same clients for {switch['seconds']:.0f} s; the link is moved from v1 to v2 (`mv -T`), and then v2 is"
+        f"The same clients for {switch['seconds']:.0f} s. The link is moved from v1 to v2 (`mv -T`), then v2 is"
         " rolled back.",
         "",
         "| | |",
@@ -57,13 +57,14 @@ def page(found: Json, about: Mapping[str, str]) -> str:
         f"| requests answered | {switch['answers']:,} |",
         f"| of them by version | {', '.join(f'{name}: {count:,}' for name, count in switch['versions'].items())} |",
         f"| failed | {len(switch['failed'])} |",
-        f"| seconds from the change to the first answer of it | {switch['there']:.1f}; rollback {switch['back']:.1f} |",
+        f"| seconds from the change to the first answer of the new version | {switch['there']:.1f};"
+        f" rollback {switch['back']:.1f} |",
         f"| p99, longest, ms | {1000 * switch['p99']:.0f}, {1000 * switch['longest']:.0f} |",
         "",
         "## 1,000 malformed requests",
         "",
-        "Fourteen kinds, such as noise, cut pictures, headers that claim billions of pixels, deep JSON, odd lengths"
-        " and chunks (`tests/serving/malformed.py`), eight at a time.",
+        "Fourteen kinds, such as noise, truncated pictures, headers that claim billions of pixels, deep JSON, odd"
+        " lengths and chunks (`tests/serving/malformed.py`), eight at a time.",
         "",
         "| | |",
         "|---|---|",
@@ -74,13 +75,12 @@ def page(found: Json, about: Mapping[str, str]) -> str:
         f"| tracebacks in the server's log | {sum('Traceback' in line for line in found['log'])} |",
         f"| a good request is answered as before | {'yes' if bad['same'] else 'no'} |",
         "",
-        "Status 200 is a changed picture that is still one; without an answer stays a request that is not complete.",
+        "Status 200: the changed picture is still a valid one. Incomplete requests get no answer.",
         "",
         "## Killed",
         "",
-        "Killed with -9 under load and started again on the same port: "
-        + ("the same version and the same answer" if found["same"] else "ANOTHER VERSION")
-        + f", {found['restart']:.0f} s after the start of the process.",
+        f"Killed with -9 under load and started again on the same port: after {found['restart']:.0f} s, "
+        + ("the same version gives the same answer." if found["same"] else "ANOTHER VERSION ANSWERS."),
         "",
     ]
     return "\n".join(lines)

@@ -14,13 +14,13 @@ from everclip.plots import style
 PAGE = Path(__file__).with_name("streams.md")
 FIGURE = Path(__file__).with_name("streams.svg")
 ABOUT = {
-    "few-shot": "30 classes with all pictures, then four tasks of five classes with 5 pictures each.",
-    "long-tailed": "Sizes of classes fall from 19 to 2 pictures (imbalance factor 10), five tasks.",
-    "blurry": "Si-Blurry: half of the classes disjoint, 10 % of the others' pictures dealt to all of five tasks.",
-    "online": "One pass in batches of 10, tested after every 150 pictures of five tasks.",
-    "time": "Made-up times: classes come and go, and half of them are there at any time; five periods.",
-    "cross-domain, known": "Caltech-101, PACS photos, CIFAR-100 (50 and 10 pictures per class), each told (MTIL).",
-    "cross-domain, unknown": "The same, told among the classes of all three (X-TAIL).",
+    "few-shot": "30 classes with all pictures, then four tasks of five classes with 5 pictures per class.",
+    "long-tailed": "Class sizes fall from 19 to 2 pictures (imbalance factor 10), five tasks.",
+    "blurry": "Si-Blurry, five tasks: half of the classes disjoint, 10 % of the others' pictures spread over all.",
+    "online": "Five tasks in one pass with batches of 10, tested after every 150 pictures.",
+    "time": "Synthetic times, five periods: classes come and go, and half of them are present at any time.",
+    "cross-domain, known": "Caltech-101, PACS photos, CIFAR-100 (50 and 10 pictures per class); set given (MTIL).",
+    "cross-domain, unknown": "The same, classified among the classes of all three (X-TAIL).",
 }
 COLUMNS = {
     "last": "last",
@@ -48,21 +48,20 @@ def write(results: Mapping[str, Json], where: str) -> None:
     lines = [
         "# Streams",
         "",
-        "`EVERCLIP_DATA=... python -m benchmarks.streams`: no memory, seed 0, `lite` at 96 px with its top block"
-        " trained for two epochs a task (one",
-        "where the stream passes once) at the default rates, which were not tuned for any stream; ridge and"
-        " `multilayer_lda` train nothing. One run",
-        "a cell: differences of a few points say nothing, and a trained method tuned for its stream may gain more.",
-        "What streams are stands in [docs/streams.md](../docs/streams.md), the commands in `benchmarks/streams.py`.",
+        "`EVERCLIP_DATA=... python -m benchmarks.streams`: no memory, seed 0, `lite` at 96 px. Its top block trains",
+        "for two epochs per task (one where the stream passes once) at the default rates, which were not tuned for",
+        "any stream; ridge and `multilayer_lda` train nothing. There is one run per cell, so differences of a few",
+        "points are not meaningful, and a trained method tuned for its stream may gain more.",
+        "[docs/streams.md](../docs/streams.md) describes the streams; `benchmarks/streams.py` has the commands.",
         "",
-        f"{len(results)} of {len(jobs())} runs are there{f', on {where}' if where else ''}; – is not run yet.",
+        f"{len(results)} of {len(jobs())} runs are done{f', on {where}' if where else ''}; – is not run yet.",
         "",
         "![Each method on each stream](streams.svg)",
     ]
     for name, stream in STREAMS.items():
         lines += ["", f"## {name}", "", ABOUT[name], ""]
         cross = name.startswith("cross-domain")
-        head = ["Transfer", "Average", "Last", "kept of zero-shot"] if cross else list(COLUMNS.values())
+        head = ["Transfer", "Average", "Last", "change from zero-shot"] if cross else list(COLUMNS.values())
         if name == "long-tailed":
             head += ["many-shot", "medium-shot", "few-shot"]
         lines += ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]

@@ -23,13 +23,12 @@ ROWS = {
     "plain fine-tuning": "plain fine-tuning, no exemplars",
 }
 ABOUT = (
-    "`EVERCLIP_DATA=... python -m benchmarks.updates` (one thread on {}; one seed). Model `lite` at 96"
-    " px, which knows no class at first; two exemplars a class, one of them for checks alone. *Last* is"
-    " the accuracy in % on the test images of all classes after the last update, *average* its mean over"
-    " the updates, *forgetting* the mean loss in points of an update's test images from their best to the"
-    " last. *Kept* is the accuracy of the encoder after the last update as a zero-shot classifier of one"
-    " picture of each of ImageNet's classes, over that of the pretrained one. No candidate is ever"
-    " compared on test images."
+    "`EVERCLIP_DATA=... python -m benchmarks.updates` (one thread on {}; one seed). Model `lite` at 96 px,"
+    " which knows no class at first. Two exemplars per class are kept, one of them only for checks. *Last* is"
+    " the accuracy in % on the test images of all classes after the last update, *average* its mean over the"
+    " updates. *Forgetting* is by how many points an update's test images end below their best, on average."
+    " *Kept* is the accuracy of the encoder after the last update as a zero-shot classifier, in % of that of the"
+    " pretrained one, on one picture of each ImageNet class. Candidates are never compared on test images."
 )
 FROZEN = ("ridge", "layers", "means", "nothing", "ridge on all images")
 """Choices that train nothing, so that their encoder is the pretrained one."""
@@ -49,7 +48,7 @@ def page(results: Mapping[tuple[str, str], Json]) -> str:
             parts += ["", f"## {title}", "", *_table(there), *_said(there)]
         missing = [ROWS[choice].strip("*") for choice in ROWS if choice not in there]
         if missing:
-            line = f"Not run yet, the same command goes on: {'; '.join(missing)}."
+            line = f"Not run yet (the same command continues): {'; '.join(missing)}."
             parts += ["", *textwrap.wrap(line, 118, break_on_hyphens=False)]
     return "\n".join(parts) + "\n"
 
@@ -81,12 +80,12 @@ def _said(there: Mapping[str, Json]) -> list[str]:
     behind = 100 * (fixed[best]["last"] - there["auto"]["last"])
     chosen = [row["chosen"] for row in there["auto"]["updates"]]
     counts = ", ".join(f"{name} {chosen.count(name)} times" for name in dict.fromkeys(chosen))
-    line = f"The automatic choice kept {counts}. "
+    line = f"The automatic choice was {counts}. "
     if abs(behind) > 0.05:
         way = "behind" if behind > 0 else "ahead"
         line += f"The best fixed choice is {best}; the automatic one ends {abs(behind):.1f} points {way}."
     else:
-        line += f"It ends where the best fixed choice does ({best})."
+        line += f"It ends level with the best fixed choice ({best})."
     if short > 0.05:
         line += f" On average over the updates {mean} is {short:.1f} points better."
     return ["", *textwrap.wrap(line, 118, break_on_hyphens=False)]

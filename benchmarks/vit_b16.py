@@ -133,12 +133,13 @@ INTRODUCTION = """\
 # ViT-B/16 with random weights, from the config `cifar100`
 
 Two tasks of ten classes, a memory of 40 images, one template, both towers trained, 224 x 224 pixels. Weights are random
-and the pictures noise in CIFAR-100's layout, so speed and memory are all that is measured. The share is that of the
-rate of matrix products on the same device right after the run. The peak is that of the process, or of a GPU's
-allocator; the estimate is what `everclip doctor --config` says of the device's memory, to which a processor's process
-adds torch itself and decoded pictures. The load is the number of processes that wanted a core, for each core, at the
-end of the run: where it is above 1 other work took part of the machine, the speed is a lower bound, and the share is
-rough.
+and the pictures are noise in CIFAR-100's layout, so only speed and memory are measured.
+
+- *fraction*: of the rate of matrix products on the same device right after the run.
+- *peak*: of the process, or of a GPU's allocator. *estimate*: what `everclip doctor --config` says of the device's
+  memory; on a CPU, the process adds torch itself and decoded pictures.
+- *load*: processes per core that wanted to run at the end. Above 1, other work took part of the machine: the speed is
+  then a lower bound, and the fraction is rough.
 """
 HEAD = (
     "method",
@@ -146,7 +147,7 @@ HEAD = (
     "precision",
     "batch",
     "images/s",
-    "share",
+    "fraction",
     "peak GiB",
     "estimate GiB",
     "load",

@@ -148,15 +148,21 @@ def page(results: dict[str, Json], seeds: int) -> str:
     """The results as a page."""
     machines = " and ".join(sorted({one["machine"] for one in results.values()}))
     lines = [
-        "# Whole runs beside a plain loop",
+        "# Whole runs compared with plain loops",
         "",
-        f"`EVERCLIP_DATA=... python -m benchmarks.whole --seeds {seeds}`: how many times less of the processor's time",
-        f"everclip takes, medians over the seeds; accuracy after the last of {TASKS} tasks in %, mean and standard",
-        "deviation over the seeds; the mean of the paired differences from the tuned loop, and its standard error.",
-        f"{machines}, one thread, beside other work on both cores. The plain loop, run on caltech50",
-        "with seed 2 alone, is less accurate as its batch norm trains on each batch.",
+        f"`EVERCLIP_DATA=... python -m benchmarks.whole --seeds {seeds}` ({machines}, one thread, with other work on",
+        "both cores).",
         "",
-        "| set | run | seeds | s | beside tuned | goal | beside plain | everclip | tuned | plain | difference |",
+        "- *s*: CPU seconds of everclip. *Than tuned*, *than plain*: how many times as fast it is as a tuned and a",
+        "  plain loop, by CPU time. Medians over the seeds.",
+        f"- *everclip*, *tuned*, *plain*: accuracy after the last of {TASKS} tasks in %, mean and standard deviation",
+        "  over the seeds.",
+        "- *difference*: from the tuned loop, mean of the paired differences and its standard error.",
+        "",
+        "The plain loop was run on caltech50 with seed 2 alone. It is less accurate, because its batch norm trains",
+        "on each batch.",
+        "",
+        "| set | run | seeds | s | than tuned | goal | than plain | everclip | tuned | plain | difference |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for place, name in product(SETS, CELLS):
@@ -195,9 +201,9 @@ def cause(results: dict[str, Json], seeds: int) -> list[str]:
     apart = [one - other for one, other in both]
     return [
         "",
-        "The text head's difference is the clipping of gradients to a norm of 1, everclip's default, which the loops",
-        f"lack: with `train.clip_norm=none` everclip has {spread([*ours])} on caltech50 with {len(both)} seeds, and",
-        f"the tuned loop {spread([*theirs])}: {paired(apart)}.",
+        "With the text head, everclip is more accurate because it clips gradients to a norm of 1 by default and the",
+        f"loops do not. With `train.clip_norm=none` everclip has {spread([*ours])} on caltech50 ({len(both)} seeds),",
+        f"and the tuned loop {spread([*theirs])}: {paired(apart)}.",
     ]
 
 

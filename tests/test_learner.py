@@ -114,9 +114,7 @@ def test_the_version_before_is_found_from_another_folder_or_missed(
     known.update(*pictures(["green"]))
     out.rename(tmp_path / "moved")
     known.save("v3")
-    said = (
-        f"{out} has gone: v3 keeps no version to go back to, and lacks 8 images that were kept to learn from"
-    )
+    said = f"{out} is missing: v3 keeps no previous version, and lacks 8 images that were kept to learn from"
     assert f"{said} (put it back, and" in caplog.messages[-1]
     assert not Path("v3", "before").exists()
     (tmp_path / "moved").rename(out)
@@ -135,9 +133,7 @@ def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
         learner.learn(features=found, labels=labels)
         shutil.rmtree(first, ignore_errors=True)
         learner.save(folder)
-    assert caplog.messages[-1].startswith(
-        f"{first} has gone: {second} keeps no version to go back to (put it"
-    )
+    assert caplog.messages[-1].startswith(f"{first} is missing: {second} keeps no previous version (put it")
     again = everclip.Learner.load(second, progress=False, exemplars=4)
     assert again.classes == ["a", "b"]
     assert sorted(again._state.exemplars.ids) == sorted(learner._state.exemplars.ids)  # as they are in memory
@@ -151,7 +147,7 @@ def test_what_was_learned_is_saved_though_the_version_before_was_deleted(
     np.testing.assert_array_equal(last.predict_proba(features=found), before)
     assert set(last._state.exemplars.labels) == set(last._state.checks.labels) == {2}
     assert last.learn(features=rows(["d"])[0], labels=["d"] * 12).classes == ["a", "b", "c", "d"]
-    with pytest.raises(UserError, match="or the one before it had gone"):
+    with pytest.raises(UserError, match="or the one before it was missing"):
         rollback(tmp_path / "v3")
     (tmp_path / "moved").rename(second)
     again.save(tmp_path / "v4")

@@ -223,7 +223,7 @@ def test_what_is_not_a_number_gives_no_temperature(tmp_path: Path, say: Say) -> 
     (tmp_path / "names.txt").write_text("red\ngreen\n")
     data = coloured(tmp_path / "held", dict([*COLOURS.items()][:2]))
     code, out, err = say("predict", model, "--classes", tmp_path / "names.txt", "--calibrate", data)
-    line = f"error: {model} gives no logits, but what is not a number: use another copy\n"
+    line = f"error: {model} gives NaN instead of logits: use another copy\n"
     assert (code, out, err) == (1, "", line)
 
 

@@ -173,7 +173,7 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("cold", ["--exemplars", "-1"], "--exemplars is -1"),
         ("cold", ["--memory", "{cold}"], '--memory {cold} has images of "blue", which'),
         ("cold", ["--image-size", "64"], "--image-size is for models that have learned nothing"),
-        ("warm", ["--test", "{warm}"], "all images of --test {warm} are also learned, or were"),
+        ("warm", ["--test", "{warm}"], "all images of --test {warm} were learned, or will be"),
         ("cold", ["--test", "{other}"], 'has images of "purple", which is neither an old nor a new class'),
     ],
 )

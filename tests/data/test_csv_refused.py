@@ -106,7 +106,7 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("names that collide", rows("photos/red/0.png,hot dog", "photos/red/1.png,hot_dog", header="path,label"),
      'classes "hot dog" and "hot_dog" of {list} are both named "hot dog": rename one, or name it in classnames.txt'
      " (folder<TAB>name)"),
-    ("tests alone", rows(f"{R},test", f"{G},test"), "{list} lists test images alone: add training images"),
+    ("tests alone", rows(f"{R},test", f"{G},test"), "{list} lists only test images: add training images"),
     ("class that is only tested", rows(f"{R},test", f"{G},train"),
      'class "red" of {list} has no training images: add some, or leave it out'),
     ("number beyond the names", lambda root: (

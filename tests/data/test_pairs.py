@@ -69,7 +69,7 @@ BAD: list[tuple[str, list[tuple[str, ...]], str]] = [
     ("path,caption,time", [("photos/red/0.png", "a", "nan"), ("photos/red/1.png", "b", "1")],
      'has the time "nan": '),
     ("path,caption,split", [("photos/red/0.png", "a", "test")],
-     "{list} lists test images alone: add training images"),
+     "{list} lists only test images: add training images"),
     ("path,caption,split,task", [("photos/red/0.png", "a", "train", "x"), ("photos/red/1.png", "a", "test", "y")],
      'task "y" of {list} has no training images: add some, or leave it out'),
     ("path,caption,captions", [("photos/red/0.png", "a", "b")],

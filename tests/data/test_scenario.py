@@ -40,7 +40,7 @@ def test_icarls_class_order() -> None:
     with pytest.raises(UserError) as error:
         class_order(names[:99], "icarl")
     assert str(error.value) == (
-        'scenario.order=icarl is of 100 classes, not 99: use a seed, "given" or the names'
+        'scenario.order=icarl is for 100 classes, not 99: use a seed, "given" or the names'
     )
 
 

@@ -245,20 +245,22 @@ def many_stages(bench: Bench, index: int) -> Row:
 GOALS = {
     "R1": Goal("kill -9 at an arbitrary moment, once or twice in a row; resumed bit for bit", KILLS, kill),
     "R3": Goal(
-        f"{FLIPS} flipped bits and {CUTS} cut files of checkpoints, and a resume that meets one", 100, damage
+        f"{FLIPS} flipped bits and {CUTS} truncated files of checkpoints, and a resume that meets one",
+        100,
+        damage,
     ),
     "R4": Goal(
-        "the disk full from an arbitrary moment on; then room again, and resumed bit for bit", 100, full_disk
+        "the disk is full from an arbitrary moment on; resumed bit for bit once there is room", 100, full_disk
     ),
     "R5": Goal("SIGTERM or SIGUSR1 at an arbitrary moment: exit 75; resumed bit for bit", 50, preempt),
     "R6": Goal(
-        "one of two processes killed: the other ends within 60 s with one line; two go on, bit for bit",
+        "one of two processes killed: the other ends within 60 s with one line; resumed bit for bit",
         30,
         kill_one_of_two,
     ),
     "R8": Goal(f"{PICTURES} damaged pictures: decoded or left out with a reason", 30, pictures),
     "R9": Goal(f"{SETTINGS} mistaken configs: one line, nothing silently ignored", 10, mistakes),
-    "R12": Goal(f"{STAGES} stages: memory and open files stay", 1, many_stages),
+    "R12": Goal(f"{STAGES} stages: memory and open files do not grow", 1, many_stages),
     **FOLDERS,
     **COMMITS,
     **PAIRS,

@@ -55,8 +55,8 @@ def test_folders_patterns_and_what_is_no_run(tmp_path: Path, caplog: pytest.LogC
         )
     assert [row["seed"] for row in found] == [2, 10]
     assert f"not finished, left out: 1 of 3 runs, {tmp_path / 's' / 'half'}" in caplog.text
-    assert f"no run, left out: {tmp_path / 'empty'}\n" in caplog.text
-    assert f"not there, left out: {tmp_path / 'x'}" in caplog.text
+    assert f"not a run, left out: {tmp_path / 'empty'}\n" in caplog.text
+    assert f"not found, left out: {tmp_path / 'x'}" in caplog.text
     caplog.clear()
     found = everclip.load_runs(f"{tmp_path}/s/*")
     assert [Path(row["path"]).name for row in found] == ["gcl-s2", "gcl-s10"]

@@ -458,7 +458,7 @@ def test_a_full_disk(
     assert line.endswith("has 1.0 kB free: make room, or use cache.trunk=off")
     capsys.readouterr()
     computed = run(tmp_path / "auto", *tokens)
-    assert "computed anew each time" in capsys.readouterr().err
+    assert "computed again each time" in capsys.readouterr().err
     assert computed["last"] == expected["last"]
     assert computed["cache_bytes"] == 0
     tokens.remove("train.augment=none")

@@ -225,7 +225,7 @@ def test_a_runs_own_classifier_that_sums_do_not_give_is_not_edited(
     monkeypatch.setattr(start, "MOST_OLDER", most)
     data = domains if tokens[-1].startswith("scenario") else photos
     state = of_run(tmp_path, toy, data, *tokens)
-    message = "as a run has left it, which its sums cannot give again, and cannot be edited: update it first"
+    message = "classifier of a run: update it first"
     with pytest.raises(UserError, match=message):
         edit(state, editing.rename(state.known.names, {"red": "scarlet"}), None, 100.0)
     with pytest.raises(UserError, match=message):

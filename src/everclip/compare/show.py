@@ -215,7 +215,7 @@ def legend(comparison: Json) -> list[str]:
     if any(not row["random"] for row in rows):
         lines.append(f"{_STILL}: deterministic, so every seed gives the same")
     if any(row["kept"] for row in rows):
-        lines.append(f"{_KEPT}: kept beside the model: images + state of the method")
+        lines.append(f"{_KEPT}: kept besides the model: images + state of the method")
     if tests := [row["test"] for row in rows if row["test"]]:
         metric = name(comparison["metrics"][0]).removesuffix(" %")
         bases = {section["against"] for section in comparison["sections"] if section["against"]}

@@ -68,7 +68,7 @@ def class_order(names: Sequence[str], order: int | str | Sequence[str]) -> list[
     if order == "icarl":
         if len(names) != len(ICARL):
             raise UserError(
-                f'scenario.order=icarl is of 100 classes, not {len(names)}: use a seed, "given" or the names'
+                f'scenario.order=icarl is for 100 classes, not {len(names)}: use a seed, "given" or the names'
             )
         return list(ICARL)
     if isinstance(order, str):

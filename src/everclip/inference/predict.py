@@ -103,7 +103,7 @@ def shares_of(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.nda
         )
     found = probabilities(logits)
     if not np.isfinite(found).all():
-        raise UserError(f"{model.spec} gives no probabilities, but what is not a number: use another copy")
+        raise UserError(f"{model.spec} gives NaN instead of probabilities: use another copy")
     return found
 
 

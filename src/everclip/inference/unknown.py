@@ -103,7 +103,7 @@ def judged_all(
         raise RunError(f"not one of {len(images)} images can be read")
     logits, unknown, labels = (np.concatenate(column) for column in zip(*found, strict=True))
     if np.isnan(logits).any():
-        raise RunError(f"{model.spec} gives no logits, but what is not a number: use another copy")
+        raise RunError(f"{model.spec} gives NaN instead of logits: use another copy")
     return logits, unknown, labels
 
 

@@ -1,4 +1,4 @@
-"""Only the image tower's projection learns, in directions that old tasks left free (BOFA, Li et al. 2026).
+"""Trains only the image tower's projection, in directions that old tasks use least (BOFA, Li et al. 2026).
 
     z = unit( W x ),   p_k = (1 - mix) e_k + mix v_k,   v_k = unit( W0 mu_k )         loss = CE( scale <z, p_k> )
     free    W moves in any direction, from where the last task's free phase left it (its safe phase does not count)

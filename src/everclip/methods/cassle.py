@@ -3,9 +3,9 @@
     L   = task loss + w L_D
     L_D = 1/2 [ NCE( g(z), z* ) + NCE( z*, g(z) ) ],    NCE(a, b) = mean_i -log softmax_j( <a_i, b_j>/tau_distill )_i
 
-over two views of B images, 2B rows in all, with z their current projections, z* those of the frozen model of the task
-before, and g the predictor; z* and the outputs of g have unit length. L_D starts with the second task. The task loss is
-the contrast of classes (SupCon), of images (SimCLR), or SogCLR's:
+over two views of B images, 2B rows in all, with z their current projections, z* those of the frozen model of the
+previous task, and g the predictor; z* and the outputs of g have unit length. L_D starts with the second task. The task
+loss is the contrast of classes (SupCon), of images (SimCLR), or SogCLR's:
 
     F = mean_i [ -2 <a_i, b_i> + tau log u1_i + tau log u2_i ]
     u1_i = (1 - gamma) u_i + gamma mean_n exp( <a_i, n>/tau ),    u2_i with b_i

@@ -1,4 +1,4 @@
-"""CCLIS: contrast of prototypes with images, exemplars drawn and weighted by importance, relations to old prototypes.
+"""CCLIS: contrast of images with prototypes, importance-weighted exemplars, distilled relations to old prototypes.
 
     L    = mean_i [ -l_{y_i,i} + log sum_j exp(l_{y_i,j}) / v_{y_i,j} ] + w mean_i CE( q*_i, q_i )
     l_kj = <c_k, z_j>/tau
@@ -6,7 +6,7 @@
     q_i  = softmax_{k old}( <c_k, z_i>/tau_student ),    q*_i = softmax_{k old}( <c*_k, z*_i>/tau_teacher )
 
 with z the unit-length projections of the image features, c_k one prototype per class, made unit length after each step,
-n_g the exemplars of j's class in the batch, and stars for the frozen model of the task before; the second term starts
+n_g the exemplars of j's class in the batch, and stars for the frozen model of the previous task; the second term starts
 with the second task. Then a linear probe is learned. After a task each image scores s_j, the mean over the other
 classes k of its fraction of sum_j' exp(l_kj'). Exemplars are drawn without replacement in proportion to s_j, and p_j is
 s_j over the sum of its class, so that weighted exemplars estimate the sum over all that they were drawn from.

@@ -1,4 +1,4 @@
-"""Random class embeddings around CLIP's, from a distribution per task (CLAP4CLIP, Jha et al. 2024).
+"""Class embeddings drawn around CLIP's, from a distribution per task (CLAP4CLIP, Jha et al. 2024).
 
     u_k  = e_k + V_k(z),    r ~ N( mu_j(u_k), sigma_j(u_k)^2 ),    sigma = 0.999 softplus( . ) + 0.001
     score_k = s <z_i, u_k + r>                                   k of task j; mu_j and sigma_j linear

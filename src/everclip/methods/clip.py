@@ -1,4 +1,4 @@
-"""CLIP's own loss: fine-tune as you pretrain (FLYP, Goyal et al. 2023); or SigLIP's.
+"""CLIP's own loss, used for fine-tuning (FLYP, Goyal et al. 2023); or SigLIP's.
 
     softmax   mean of the cross-entropies image -> caption and caption -> image over the batch, at the learned scale
     sigmoid   - (1/B) sum_ij log sigmoid( y_ij (t s(i,j) + b) ),   y_ij = 1 where i = j, else -1

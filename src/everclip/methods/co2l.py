@@ -1,14 +1,15 @@
-"""Co2L: contrast of classes with new images as anchors, and relations between images distilled from the previous task.
+"""Co2L: supervised contrast with new images as anchors; distils relations between images from the previous task.
 
     L   = (tau/tau_base) (1/2B) sum_{i new} l_i + w mean_i CE( q*_i, q_i )
     l_i = mean_{p != i, y_p = y_i} [ -<z_i, z_p>/tau + log sum_{a != i} exp( <z_i, z_a>/tau ) ]
     q_i = softmax_{j != i}( <z_i, z_j>/tau_student ),    q*_i = softmax_{j != i}( <z*_i, z*_j>/tau_teacher )
 
 over two views of B images, new and exemplars, with z the unit-length projections of the image features and z* those of
-the frozen model of the task before; the second term starts with the second task. Exemplars are contrasts and positives
-but not anchors. After each task a linear probe is learned on the frozen features of new images and exemplars, with
-classes drawn equally often. SimCLR or SogCLR, which contrast images, can replace the contrast of classes. Taking new
-images as anchors, rather than images of new classes, is ours: it is the same unless a class recurs in another domain.
+the frozen model of the previous task; the second term starts with the second task. Exemplars are contrasts and
+positives but not anchors. After each task a linear probe is learned on the frozen features of new images and exemplars,
+with classes drawn equally often. SimCLR or SogCLR, which contrast images, can replace the contrast of classes. Taking
+new images as anchors, rather than images of new classes, is ours: it is the same unless a class recurs in another
+domain.
 
     Parameters  a projector of two layers; a linear head
     State       the projector and the head; one moving average (fp32) per exemplar with method.objective=sogclr

@@ -1,4 +1,4 @@
-"""Prompts made of components that an image's own feature weighs (CODA-Prompt, Smith et al. 2023).
+"""Prompts composed of components, weighted by the image's feature (CODA-Prompt, Smith et al. 2023).
 
     alpha_m = cos( q * A_m, K_m ),   p = sum_m alpha_m P_m                    in each of the first `blocks` blocks
     rows 1 to 4 of p join the keys of the block's attention, rows 5 to 8 its values

@@ -1,4 +1,4 @@
-"""Dark experience replay, DER and DER++: exemplars keep the outputs that the model gave them when they were stored.
+"""Dark experience replay, DER and DER++: regresses exemplars to the outputs stored with them.
 
     loss = CE(new images) + alpha mean_i mean_k ( m o_k(x_i) - m o*_ik )^2 + beta CE(exemplars)      i: exemplars
     CE over the classes with images now (`classes=seen`: all seen so far)
@@ -8,8 +8,8 @@
 o* are taken from un-augmented exemplars when their task ends and never again, over the classes seen by then: later
 columns are not compared. beta = 0 is DER, above 0 DER++. m = 1 / tau would be the authors' logits; with CLIP's scale of
 100 their distance dwarfs the CE, so m (`mse_scale`) is 10. Each mean is over the images of its kind in the batch, which
-is drawn from the task and the memory alike; the authors draw as many exemplars as new images, and twice for DER++.
-They store outputs during training. Not der_expand (Yan et al. 2021), which is also called DER.
+is drawn uniformly from the task and the memory; the authors draw as many exemplars as new images, and twice that for
+DER++. They store outputs during training. Not der_expand (Yan et al. 2021), which is also called DER.
 
     Parameters  none; a linear head with method.head=linear
     State       for each exemplar a number (fp32) per class seen, or the feature

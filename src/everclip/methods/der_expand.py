@@ -1,17 +1,17 @@
-"""Dynamically Expandable Representation: one image tower per task, older ones frozen, a head on all features.
+"""Dynamically Expandable Representation: one image tower per task, older ones frozen, one head on all features.
 
     f(x)    = [ f_1(x), ..., f_t(x) ]                     f_t, the model's tower, starts as a copy of f_{t-1}
     loss    = CE( scale * W f + b, y ) + aux_weight * CE( scale * V f_t + c, y' )        the second from task 2 on
 
 W has a row for each class seen: old rows keep their columns and get new ones for f_t. The auxiliary head reads the
-newest features alone; y' is 0 for any old class and 1, 2, ... for the new ones. After a task the head is learned anew,
+newest features alone; y' is 0 for any old class and 1, 2, ... for the new ones. After a task the head is retrained,
 with classes weighted equally (``balance=retrain``, the paper's second stage), or new rows are scaled to the mean length
 of the old ones (``align``, PyCIL). Exemplars are chosen by herding.
 
 Ours: each f_t is unit length and multiplied by the model's logit scale. The second stage is learned on the features of
 each image until its loss stops falling: the authors' 30 epochs are hundreds of steps, but with few images a few epochs
 end near the start at 0. With ``retrain_penalty=none`` it takes steps on class-balanced batches with scores divided by
-5, as the authors' code does. No head is learned anew while a class seen has no image. The paper's channel masks and
+5, as the authors' code does. No head is retrained while a class seen has no image. The paper's channel masks and
 pruning are left out, as in the authors' public run. Where tasks bring domains instead of classes, each has a tower; no
 class is new then, so y' is the class itself, and the head stays as it was trained.
 

@@ -1,4 +1,4 @@
-"""Projections that add up on both sides, and a Gaussian rule on image features (ENGINE, Zhou et al. 2025).
+"""A projection per task (summed) on both sides, and a Gaussian rule on image features (ENGINE, Zhou et al. 2025).
 
     z = unit( sum_j U_j f ),   t_k = unit( sum_j T_j e_k )                 j over tasks, one d x d layer each, with bias
     loss  = CLIP's loss of z and t over the batch and, of each old class, mean f + noise N(0, I)

@@ -1,8 +1,8 @@
-"""Elastic weight consolidation: parameters that mattered for earlier tasks are held near their old values.
+"""Elastic weight consolidation: penalises changes of parameters that mattered for earlier tasks.
 
     loss = CE + (lambda / 2) sum_p F_p (theta_p - theta*_p)^2        from the second task on
 
-theta* are the parameters after the task before, F the diagonal of the Fisher information of p(y | x) over all classes
+theta* are the parameters after the previous task, F the diagonal of the Fisher information of p(y | x) over all classes
 seen, taken from the task's images when it ends:
 
     batch       mean over batches of (gradient of the batch's mean CE)^2, as PyCIL does

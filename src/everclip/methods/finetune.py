@@ -4,10 +4,10 @@
     linear head:  loss = mean_i CE( scale * <z_i, w_k> + b_k, y_i ), image tower and head trained
 
 with z the image features and e_k the embedding of "a photo of a {class k}.". The classes are those of the current task
-and the memory, or all seen so far: then every class without images is pushed down by each image, and without a memory
-old classes are lost. The text head is the cross-entropy ablation of FLYP (Goyal et al. 2023, section 5); the linear
-head without a memory is the sequential baseline of the everclip paper (section 4.4). Its rows start at zero, at
-Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it grows.
+and the memory, or all seen so far. In the latter case each image pushes down every class without images, so that old
+classes are lost without a memory. The text head is the cross-entropy ablation of FLYP (Goyal et al. 2023, section 5);
+the linear head without a memory is the sequential baseline of the everclip paper (section 4.4). Its rows start at zero,
+at Kaiming-uniform values, as in PyCIL, or at the zero-shot embeddings; old rows are kept when it grows.
 
     Parameters  none; a linear head with method.head=linear
     State       none

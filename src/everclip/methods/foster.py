@@ -1,4 +1,4 @@
-"""FOSTER: a second image tower is boosted to fit what the first cannot, then both are compressed into one.
+"""FOSTER: boosts a second image tower to fit what the first cannot, then compresses both into one.
 
     boost      f = [ f_old, f_new ],  o = scale * W f + b
                loss = CE( o / w, y ) + CE( scale * V f_new + c, y ) + okd_weight * KD_T( o_old, o over the old classes )

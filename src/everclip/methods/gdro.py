@@ -1,4 +1,4 @@
-"""Group DRO over classes: a contrastive loss per class, and more weight for the classes that lose most.
+"""Group DRO over classes: a contrastive loss per class, with more weight for the classes with the largest loss.
 
     l_i = tau log u1_i + tau log u2_i
     u1_i = mean_{j: y_j != y_i} exp( max(0, m + s(i,j) - s(i,i))^2 / tau ), u2_i with s(j,i)
@@ -6,15 +6,15 @@
     F = max_p sum_k p_k L_k - lambda KL(p, 1/K) = lambda log mean_k exp( L_k / lambda )    (equation 6)
 
 Negatives are the pairs of other classes, through a squared hinge with margin m: a negative that is m below the positive
-costs nothing. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
+has no loss. u is a moving average per sample and s_k, that of L_k, one per class; both carry over from task to task.
 The weights p = softmax(s / lambda) run over all classes with images now. An image counts n p_k / n_k, which makes the
 estimate unbiased under uniform sampling; an exemplar among many new images then counts fifty times as much as each of
 these. `omega=batch` reads the paper as softmax and means over the batch: an image counts B q_k / B_k, with q the p of
 the batch's classes, scaled to sum to 1. Equation 5 and the estimator are not public; docs/methods.md says what is
 certain.
 
-For data with captions, the classes that are weighed are the groups in the column `group`, and negatives are the pairs
-with another caption.
+For data with captions, the weighted classes are the groups in the column `group`, and negatives are the pairs with
+another caption.
 
     Parameters  none
     State       two moving averages (fp32) per exemplar, one per class
@@ -83,7 +83,7 @@ class Gdro(Contrastive):
         super().begin_task(clip, task, train)
         if task.index == 0 and len(self.prompts.names) == 1 and self.config.dro != "none":
             log.warning(
-                "gdro has one group to weigh, so that it weighs nothing: give images with captions a column group"
+                "gdro has only one group, so its weights have no effect: add a column group to images with captions"
             )
         if not self.config.carry_over:
             self.groups.reset()

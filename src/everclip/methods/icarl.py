@@ -1,4 +1,4 @@
-"""iCaRL: one-vs-all learning with the old network's answers as targets; the nearest mean of exemplars classifies.
+"""iCaRL: one-vs-all loss with the old network's answers as targets, classified by the nearest mean of exemplars.
 
     q_k     = sigmoid( scale * <w_k, z> + b_k )
     loss    = - mean_ik [ r_ik log q_ik + (1 - r_ik) log(1 - q_ik) ]       over images i and all classes k seen

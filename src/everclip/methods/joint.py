@@ -2,8 +2,8 @@
 
 One task with the images and classes of all of them, learned with any of the losses: `method=joint method.loss=gcl`, its
 options as `method.options.NAME=VALUE`. Its results hold one stage: last equals average, forgetting and transfers are
-null. It trains once where others train at each task, so it has its own default of 15 epochs; fewer leave it
-under-trained. It bounds nothing: a method can end above it.
+null. It trains once where others train at each task, so its default is 15 epochs; fewer leave it under-trained. It is a
+reference, and a method can end above it.
 
     Parameters  those of the loss
     State       that of the loss

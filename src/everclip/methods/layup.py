@@ -1,4 +1,4 @@
-"""Ridge regression on the last blocks of a frozen tower, side by side (LayUP, Ahrens et al. 2024): no training.
+"""Ridge regression on the concatenated last blocks of a frozen tower (LayUP, Ahrens et al. 2024): no training.
 
     x = [ c_L ; c_{L-1} ; ... ; c_{L-k+1} ],    W = (G + lam I)^-1 Q,    scores W' x
     G = sum_i x_i x_i',  Q = sum_i x_i y_i'

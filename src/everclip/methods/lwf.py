@@ -1,9 +1,9 @@
-"""Learning without forgetting, for CLIP: while a task is learned, the answers of the model before it are kept.
+"""Learning without forgetting, for CLIP: distils the answers of the previous task's model.
 
     loss = CE + w_I T^2 KD_T( S* -> S ) + w_T T^2 KD_T( S*^T -> S^T )      the last two from the second task on
     S = s z E*^T,  S* = s z* E*^T,   KD_T(p -> q) = mean over rows of - sum softmax(p / T) log softmax(q / T)
 
-z and z* are features of the batch's images by the model and by a frozen copy of it as the task before left it, and E*
+z and z* are features of the batch's images by the model and by a frozen copy of it as the previous task left it, and E*
 that copy's embeddings of the reference texts: the prompts of old classes (the choice nearest to Li and Hoiem 2016), of
 the task's classes, or a thousand random sentences (lwf-vr); for data with captions, at most a thousand of those at
 hand, new and memory, since old ones are not kept. This is the form of ZSCL's authors for class-incremental CLIP, after

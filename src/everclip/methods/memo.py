@@ -1,4 +1,4 @@
-"""MEMO: the lower blocks of the image tower are shared, each task has last blocks of its own; a head on all features.
+"""MEMO: shared lower blocks of the image tower, separate last blocks for each task, one head on all features.
 
     h(x)    = shared blocks of x
     f(x)    = [ g_1(h(x)), ..., g_t(h(x)) ]               g_t starts as a copy of g_{t-1}; older ones are frozen

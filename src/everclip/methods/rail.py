@@ -9,9 +9,9 @@ over all images so far, y one-hot. The authors' recursion over R = (G + lam I)^-
 with lam once and not with each task. The dual form keeps the features of all images in fp64, four thousand bytes each
 at d = 512, which its state counts: compare it with methods that have as much memory.
 
-`names=all` is the authors' setting: the softmax also runs over the names of future classes, which the method is told.
-By default it runs over the trained ones among the labels asked for. An untrained name that is asked for too does not
-change their scores: it wins where it is argmax p over all names asked for, and nowhere else.
+`names=all` is the authors' setting: the softmax also runs over the names of future classes, which the method then knows
+in advance. By default it runs over the trained ones among the labels asked for. An untrained name that is asked for too
+does not change their scores: it wins where it is argmax p over all names asked for, and nowhere else.
 
     Parameters  none
     State       M x M sums, M sums per class (fp64; 1.8 GB at M = 15000), the random layer is drawn again; or d numbers

@@ -1,4 +1,4 @@
-"""A linear adapter with pseudo-features of old classes and fused weights (RAPF, Huang et al. 2024).
+"""A linear adapter, pseudo-features of old classes, and fusion of weights (RAPF, Huang et al. 2024).
 
     scores  s <A f / |A f|, e_k>
     loss    = CE over new images and Gaussian samples of old classes

@@ -1,4 +1,4 @@
-"""Few weights of each block's first MLP layer, chosen anew for each task by their gradient (SPU, Zhang et al. 2024).
+"""Trains few weights of each block's first MLP layer, chosen per task by their gradient (SPU, Zhang et al. 2024).
 
     loss   = mean of the cross-entropies image -> caption and caption -> image over the batch     (that of `clip`)
     step   = gradient x mask;   mask: the `share` of each weight matrix with the largest |score|

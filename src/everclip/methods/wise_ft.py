@@ -1,4 +1,4 @@
-"""Averages of the weights before and after learning, for any method's loss: WiSE-FT, patching.
+"""Interpolates the weights before and after learning, around any other method: WiSE-FT, patching.
 
     theta = (1 - alpha) theta_anchor + alpha theta_t        for each weight and float buffer of the model
 

@@ -1,4 +1,4 @@
-"""The pretrained model as it is: Continual-CLIP (Thengane et al. 2022), the row that every method has to beat.
+"""The pretrained model without training: Continual-CLIP (Thengane et al. 2022), which every method has to beat.
 
 Nothing is trained and nothing is kept; the label set grows with the tasks, and an image goes to the class whose
 embedding, the renormalised mean over the templates, is nearest.

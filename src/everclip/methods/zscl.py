@@ -1,13 +1,13 @@
-"""Zero-shot continual learning: answers of the pretrained model are kept on reference images and texts.
+"""Zero-shot continual learning: distils the pretrained model's answers on reference images and texts.
 
     loss = CE + w_I T^2 KD_T( S* -> S ) + w_T T^2 KD_T( S*^T -> S^T ) + l2 sum_p (theta_p - theta0_p)^2
     S = s z E*^T,  S* = s z* E*^T,   KD_T(p -> q) = mean over rows of - sum softmax(p / T) log softmax(q / T)
 
 Stars mark the pretrained model, in every task; z are features of reference images and E* embeddings of reference texts,
-so the distillation trains the image tower; theta0 are the weights at the task's start. The weights at a task's start
-and after every `ensemble_every` steps of it are averaged, each counting equally, and the average is what the task
-leaves. The authors take one every 100 of their 1,000 steps: here after every tenth of a task's steps, as a task may
-have only 18. That the last step always counts is ours.
+so the distillation trains the image tower; theta0 are the weights at the task's start. At a task's end the weights
+become the average of those at its start and after every `ensemble_every` of its steps. The authors take one every 100
+of their 1,000 steps: here after every tenth of a task's steps, as a task may have only 18. That the last step always
+counts is ours.
 
 Reference images are emoji pictures that come with the package (never those that a run on emoji learns or tests), the
 batch's images, or its exemplars; texts the class names of ImageNet, prompts of old classes, or random sentences. The

@@ -17,7 +17,7 @@ def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, value, meaning) of each measure in the results."""
     rows: list[tuple[str, str, str]] = []
     if (macro := results.get("macro")) is not None:
-        rows.append(("macro accuracy", percent(macro), "the mean over classes, each counted alike"))
+        rows.append(("macro accuracy", percent(macro), "the mean over classes, with equal weight per class"))
     if worst := results.get("worst_class"):
         rows.append(("worst class", percent(worst["last"]), worst["class"]))
     if (area := results.get("any_time")) is not None:
@@ -42,7 +42,7 @@ def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows += [
             ("Transfer", percent(transfer), f"each data set before it is learned, {told}{kept}"),
             ("Average", percent(cross["average"]), "each data set over all stages"),
-            ("Last", percent(cross["last"]), "each data set in the end, each counted alike"),
+            ("Last", percent(cross["last"]), "all data sets at the end, with equal weight per set"),
         ]
     return rows
 

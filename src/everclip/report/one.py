@@ -70,11 +70,9 @@ def _twice(run: RunData) -> str:
     text = ""
     if leaked:
         count = f"{leaked:,} of {sum(run.test_counts):,}"
-        text += (
-            f"{count} test pictures are training pictures too, byte for byte: the accuracy on them flatters. "
-        )
+        text += f"{count} test pictures are training pictures too, byte for byte, which inflates accuracy. "
     if copies:
-        text += f"{copies:,} training pictures are there once more among the training pictures. "
+        text += f"{copies:,} training pictures are exact copies of other training pictures. "
     return text and f"{text}everclip data check shows them."
 
 

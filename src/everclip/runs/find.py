@@ -85,9 +85,9 @@ def find_runs(paths: Iterable[Place]) -> list[Finished]:
         log.warning("not finished, left out: %d of %d runs, %s", len(open_), len(found.runs), _some(open_))
     gone = [path for path in found.others if not os.path.lexists(path)]
     if gone:
-        log.warning("not there, left out: %s", _some(gone))
+        log.warning("not found, left out: %s", _some(gone))
     if others := [path for path in found.others if path not in gone]:
-        log.warning("no run, left out: %s", _some(others))
+        log.warning("not a run, left out: %s", _some(others))
     return [read(path) for path in sorted(done, key=lambda path: natural(str(path)))]
 
 

@@ -206,7 +206,7 @@ def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress)
     line = f"the kept activations need {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
         raise UserError(f"{line}: make room, or use cache.trunk=off")
-    progress.say(f"{line}: they are computed anew each time instead")
+    progress.say(f"{line}: they are computed again each time instead")
     return False
 
 

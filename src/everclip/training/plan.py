@@ -191,7 +191,7 @@ def _check(plan: Plan) -> None:
     most = MOST_CAPTIONED if plan.data.captioned else most
     if len(tasks) > most:
         raise UserError(
-            f"{len(tasks):,} tasks give more results than can be read again: use at most {most:,}, such as by a"
+            f"{len(tasks):,} tasks give more results than can be read again: use at most {most:,}, with a"
             " smaller scenario.tasks or a larger scenario.every"
         )
     classes, budget = seen(tasks), plan.budget()

@@ -44,7 +44,7 @@ def unseen(
     if before is not None:  # only some of a run's training images are learned again
         fresh &= ~before.among(images)
     if not fresh.any():
-        raise UserError(f"all images of --test {test.name} are also learned, or were: keep some apart")
+        raise UserError(f"all images of --test {test.name} were learned, or will be: keep some apart")
     left_out = int((~fresh).sum())
     if left_out:
         log.warning("%d images of --test %s are also learned, and are not tested", left_out, test.name)

@@ -297,5 +297,5 @@ def _check_there(vectors: Vectors, ids: Iterable[str], work: embed.Work) -> None
     if gone:
         raise UserError(
             f"{gone[0]} is no longer where it was embedded from ({len(gone):,} of {len(vectors):,} pictures of"
-            f" {vectors.path} are not): put them back, or leave --index out and embed anew with everclip embed"
+            f" {vectors.path} are not): put them back, or leave --index out and embed again with everclip embed"
         )

@@ -157,8 +157,8 @@ def solved_anew(before: State, after: State) -> Deployed:
         return text_form(after.spec, after.known, model.encoder, model.method)
     if not _from_sums(before):
         raise UserError(
-            f"{before.spec} classifies by {model.method} as a run has left it, which its sums cannot give again, and"
-            " cannot be edited: update it first, with --method ridge or layers"
+            f"{before.spec} cannot be edited, as its sums cannot reproduce the {model.method} classifier of a run:"
+            " update it first, with --method ridge or layers"
         )
     assert model.plan is not None
     method = {"name": model.method, **model.plan.config.method.options}

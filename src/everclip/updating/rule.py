@@ -105,7 +105,7 @@ def decide(facts: Facts, choice: str, keep: bool = False) -> Decision:
         why.append(f"{1 - facts.summed:.0%} of the old classes are not in the sums: give features of them")
     else:
         named = f"{1 - facts.summed:.0%} of the old classes are known only by name"
-        why.append(f"{named}: ridge regression drawn to the class embeddings is preferred")
+        why.append(f"{named}: ridge regression shrunk towards the class embeddings is preferred")
     if facts.zero_shot is not None and facts.zero_shot >= CLOSE and not known:
         prefer = "nothing"
         right = f"{facts.zero_shot:.0%} of the new check images"

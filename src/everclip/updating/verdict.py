@@ -86,5 +86,7 @@ def lines(verdict: dict[str, Any]) -> list[str]:
     if gate["drop"] is None:
         told.append(f"old classes: {gate['words']}")
     elif gate["unmeasured"]:
-        told.append(f"not measured, for want of held-out images: old classes {listed(gate['unmeasured'])}")
+        told.append(
+            f"not measured, as there are no held-out images: old classes {listed(gate['unmeasured'])}"
+        )
     return told + reliance(verdict)

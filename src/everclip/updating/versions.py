@@ -80,8 +80,7 @@ def _left(after: State, gone: str, folder: Path) -> State:
     (exemplars, checks), _ = gather([after.exemplars, after.checks])
     lost = len(after.exemplars) + len(after.checks) - len(exemplars) - len(checks)
     log.warning(
-        "%s has gone: %s keeps no version to go back to%s (put it back, and repeat this into another folder, to have"
-        " all)",
+        "%s is missing: %s keeps no previous version%s (put it back, and repeat this into another folder, to have it)",
         *(gone, folder, f", and lacks {lost} images that were kept to learn from" if lost else ""),
     )
     return replace(after, exemplars=exemplars, checks=checks)
@@ -148,7 +147,7 @@ def _rollback(folder: Path) -> Path:
     if not kept:
         raise UserError(
             f"{folder} keeps no previous version: it is the first, was made by forget or already rolled back,"
-            " or the one before it had gone"
+            " or the one before it was missing"
         )
 
     def put(where: Path) -> None:

@@ -131,7 +131,7 @@ def _check(file: Path, found: Mapping[str, NDArray[Any]]) -> None:
         features = f"{part}features"
         for name in (features, *(part + column for column in columns)):
             if name not in found:
-                raise UserError(f"{file} has no {name}, which its other arrays ask for: add it")
+                raise UserError(f"{file} has no {name}, which its other arrays need: add it")
             count, rows = len(found[name]), len(found[features])
             if count != rows:
                 raise UserError(

@@ -138,7 +138,7 @@ def check_trained(where: str, what: str, names: Sequence[str], is_test: Sequence
     """Raise UserError for a class, group or task (``what`` the names are of) that is only tested."""
     trained = {name for name, test in zip(names, is_test, strict=True) if not test}
     if not trained:
-        raise UserError(f"{where} lists test images alone: add training images")
+        raise UserError(f"{where} lists only test images: add training images")
     if untrained := _sorted({*names} - trained):
         raise UserError(
             f'{what} "{untrained[0]}" of {where} has no training images: add some, or leave it out'

@@ -2,9 +2,9 @@
 
     P(x is drawn next) = s(x) / sum of s over the images of its class and domain that are left
 
-Each class keeps floor(M / classes seen), drawn without replacement, exemplars and new images alike; the method gives
-scores again after each task. cclis has such scores; with a method that has none all are alike, and the choice is that
-of random.
+Each class keeps floor(M / classes seen), drawn without replacement, exemplars and new images alike; the method computes
+scores again after each task. cclis has such scores; with any other method all are equal, and the choice is that of
+random.
 
 Paper: CCLIS, https://arxiv.org/abs/2403.04599; draws by Efraimidis and Spirakis 2006
 """

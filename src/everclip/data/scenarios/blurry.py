@@ -2,11 +2,11 @@
 
 As in Si-Blurry: a fraction scenario.disjoint (N) of the classes is disjoint, with all their images in one task. The
 others are blurry: each has a task of its own, too, but a fraction scenario.blurry (M) of the images of these classes is
-mixed and dealt to all tasks at random. With scenario.stochastic (the default, Si-Blurry) the number of disjoint classes
-in a task, and of mixed images that it gets, is random; without it they are equal, which is i-Blurry-N-M. A class is
-tested from the first task on that has an image of it. With scenario.every the stream passes once, as in both papers, in
-pieces of that many images, and is tested after each: then batches are of 10 images, and any_time in results.json is the
-area under the accuracy.
+mixed and spread over all tasks at random. With scenario.stochastic (the default, Si-Blurry) the number of disjoint
+classes in a task, and of mixed images that it gets, is random; without it they are equal, which is i-Blurry-N-M. A
+class is tested from the first task on that has an image of it. With scenario.every the stream passes once, as in both
+papers, in pieces of that many images, and is tested after each: then batches are of 10 images, and any_time in
+results.json is the area under the accuracy.
 
     everclip train scenario.kind=blurry scenario.tasks=5
     everclip train scenario.kind=blurry scenario.disjoint=0.5 scenario.blurry=0.1 scenario.every=200

@@ -1,4 +1,4 @@
-"""Several data sets one after another, each with classes of its own; all are tested after each.
+"""Several data sets one after another, each with its own classes; all are tested after each.
 
 One task per data set, in the order given or that scenario.order lists. After each task all data sets are tested, also
 those that are still to come, which shows what the model keeps of its zero-shot accuracy. With scenario.task_id=known a
@@ -10,9 +10,9 @@ after task i,
     Average   mean over j of the mean of a[i][j] over all i
     Last      mean over j of a[T][j]
 
-Methods that cannot recognise classes which they have not learned hand images to the model's text tower as it then is:
-where the data set is known, all images of data sets still to come; where it is not, as in RAIL, the images that the
-text tower takes for a class not learned.
+Methods that cannot recognise classes before they have learned them pass images on to the model's text tower in its
+current state: if the data set is known, all images of data sets still to come; if not, as in RAIL, the images that the
+text tower assigns to a class not learned.
 
     everclip train data=joined:caltech50+photos scenario.kind=cross-domain
     everclip train data=joined:caltech50+photos scenario.kind=cross-domain scenario.task_id=unknown method=ridge

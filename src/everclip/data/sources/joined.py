@@ -1,4 +1,4 @@
-"""joined:A+B - several data sets as one, each a domain with classes of its own; A and B are written as after data=.
+"""joined:A+B - several data sets as one, each a domain with its own classes; A and B are written as after data=.
 
     everclip train data=joined:caltech50+imagefolder:photos+cifar100 scenario.kind=cross-domain
     everclip train data=joined scenario.kind=cross-domain 'source.of=["caltech50", "C++/photos"]'

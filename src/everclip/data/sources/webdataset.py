@@ -224,7 +224,7 @@ def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
         before[content] = path
         images += len(shard.keys)
         if images > MOST_IMAGES:
-            raise UserError(f"shard {path} makes it more than {MOST_IMAGES:,} images: give fewer shards")
+            raise UserError(f"the shards up to {path} have over {MOST_IMAGES:,} images: give fewer shards")
         shards.append(shard)
     return shards
 
