@@ -923,7 +923,7 @@ def test_a_job_that_is_out_of_time_saves_before_it_ends(tmp_path: Path, tokens: 
     process.send_signal(signal.SIGUSR2)
     _, said = process.communicate(timeout=GRACE)
     assert process.returncode == 255
-    assert f"stopped by SIGTERM; everclip resume {out} continues from its last checkpoint" in said
+    assert f"stopped by SIGTERM: everclip resume {out} continues from its last checkpoint" in said
 
 
 def test_what_slurm_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
