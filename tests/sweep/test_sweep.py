@@ -502,14 +502,8 @@ class Quiet(pool.Watcher):
     def __init__(self) -> None:
         self.errors: dict[str, str | None] = {}
 
-    def started(self, child: Child) -> None: ...
-
     def ended(self, child: Child, error: str | None) -> None:
         self.errors[child.work.name] = error
-
-    def stopping(self, running: object) -> None: ...
-
-    def look(self, running: object, waiting: object) -> None: ...
 
 
 @pytest.mark.slow
