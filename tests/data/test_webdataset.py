@@ -263,7 +263,8 @@ BAD: list[tuple[str, Callable[[Path], object], str, str]] = [
      '{0}/b/a.tar has one class, "0": a classifier needs two: add another'),
     ("a name among numbers", lambda root: shard(
         root / "train-0001.tar", [("x", {"jpg": encoded("red", 1), "cls": b"red"})]), "{0}" + COUNT,
-     'sample "x" of shard {0}/train-0001.tar has "red" in .cls, which is not a number: use .txt or .json for names'),
+     'sample "x" of shard {0}/train-0001.tar has the label "red" in .cls:'
+     " use a number from 0, or a name in .txt or .json"),
 ]
 # fmt: on
 

@@ -222,14 +222,11 @@ def _content(
 def _checked(where: str, extension: str, label: object) -> str:
     """Return a label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
     text = str(label).strip()
-    if isinstance(label, bool) or not isinstance(label, int | str) or not text:
-        raise UserError(f"{where} has the label {shown(label)} in .{extension}: use a number or a name")
-    if re.fullmatch(r"-[0-9]+", text):
-        raise UserError(f"{where} has the label {shown(text)}: number classes from 0, or leave it out")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return str(int(text))
-    if extension == "cls":
+    is_name = type(label) in (int, str) and text and not re.fullmatch(r"-[0-9]+", text)
+    if extension == "cls" or not is_name:
         raise UserError(
-            f"{where} has {shown(text)} in .cls, which is not a number: use .txt or .json for names"
+            f"{where} has the label {shown(label)} in .{extension}: use a number from 0, or a name in .txt or .json"
         )
     return text
