@@ -28,6 +28,12 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def why(error: Exception) -> str:
+    """Return why something failed, on one short line: the system's words, else the error's, else its type."""
+    words = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(words.split())[:200] or type(error).__name__
+
+
 MOST_NAMED = 100
 """Names that a message lists."""
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from everclip.errors import UserError
+from everclip.errors import UserError, why
 from everclip.system import checkpoint, kinds
 from everclip.system.outputs import check_new, named
 from everclip.system.reading import JSON_BYTES, MOST_PARTS, parse_json, read_bytes, read_json, readable
@@ -253,8 +253,7 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{file} is broken ({reason}): {_AGAIN}") from error
+        raise UserError(f"{file} is broken ({why(error)}): {_AGAIN}") from error
     plain = isinstance(found, np.memmap) and found.flags.c_contiguous and found.dtype == np.dtype(table.dtype)
     if not plain or found.shape[1:] != (table.width,) or rows not in (None, len(found)):
         form = f"{table.dtype} [{rows or 'n'}, {table.width}]"

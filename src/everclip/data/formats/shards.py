@@ -19,7 +19,7 @@ import numpy as np
 from everclip.data.captions import checked
 from everclip.data.formats.pairs import of_json
 from everclip.data.images import MOST_BYTES, Store, file_stamp
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.reading import Unreadable, open_regular, parse_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -93,8 +93,7 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
                 seen.add(key)
                 _add(shard, file, key, members, captions)
     except (OSError, Unreadable) as error:
-        reason = (error.strerror if isinstance(error, OSError) else "") or error
-        raise UserError(f"shard {path} cannot be read ({reason}): check the file") from error
+        raise UserError(f"shard {path} cannot be read ({why(error)}): check the file") from error
     return shard
 
 

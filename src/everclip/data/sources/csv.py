@@ -40,7 +40,7 @@ from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.sources import TASKS, Source
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.reading import Unreadable, open_regular
 
 log = logging.getLogger("everclip")
@@ -186,8 +186,7 @@ def _lines(file: Path) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise UserError(f"line {number} of {file} is not UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
+        raise UserError(f"list {file} cannot be read ({why(error)}): give a csv file") from error
 
 
 def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:
@@ -251,8 +250,7 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
         status = os.stat(path)
         inside = fence.holds(path)
     except (OSError, ValueError) as error:
-        reason = (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
-        raise UserError(f"{where}: {shown(key)} cannot be read ({reason}): {RELATIVE}") from error
+        raise UserError(f"{where}: {shown(key)} cannot be read ({why(error)}): {RELATIVE}") from error
     if not inside or not stat.S_ISREG(status.st_mode):
         raise UserError(
             f"{where}: {shown(key)} is not a file in the list's folder: put the image itself there"
