@@ -90,7 +90,7 @@ def test_a_memory_per_class_and_a_budget_are_read_as_each_other(tmp_path: Path) 
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json cannot be read"),
-        ("results.json", "[]", "it is not JSON object"),
+        ("results.json", "[]", "it is not a JSON object"),
         ("results.json", '{"accuracy": 1}', 'it has no "schema"'),
         ("config.toml", "seed = ", "config.toml cannot be read"),
     ],
