@@ -12,6 +12,7 @@ from everclip import plugins
 from everclip.cli.app import main
 from everclip.errors import UserError, suggest
 from everclip.seeding import hash64
+from tests.complaints import complaint
 
 KINDS = ["methods", "data/sources", "data/policies", "data/scenarios", "models/tunings", "trackers"]
 SHIPPED = [(kind, name) for kind in KINDS for name in plugins.names(kind)]
@@ -125,10 +126,7 @@ def test_an_error_of_a_plug_in_names_its_line_and_is_not_everclips(
     ],
 )
 def test_what_is_not_there_is_refused_with_a_suggestion(kind: str, name: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        plugins.load(kind, name)
-    assert str(caught.value).startswith(message)
-    assert len(str(caught.value).splitlines()) == 1
+    assert complaint(plugins.load, kind, name).startswith(message)
 
 
 def test_a_file_is_a_plug_in_wherever_it_lies(

@@ -7,6 +7,7 @@ import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 
@@ -25,6 +26,12 @@ def shown(value: object, width: int = 60) -> str:
     else:
         text = "none" if value is None else json.dumps(value, default=str)
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def why(error: Exception) -> str:
+    """Return why something failed, on one short line: the system's words, else the error's, else its type."""
+    words = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(words.split())[:200] or type(error).__name__
 
 
 MOST_NAMED = 100
@@ -59,6 +66,21 @@ def check_range(name: str, value: float | None, low: int, high: int, what: str =
     if not number or not low <= value <= high:
         text = f"{value:.10g}" if number else shown(value)
         raise UserError(f"{name} is {text}: use {what or 'a whole number'} from {low} to {high}")
+
+
+@contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Raise UserError where this block imports a package of an extra that is not installed.
+
+    Args:
+        what: what needs it, for the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("everclip"):
+            raise
+        raise UserError(f'{what} needs the package {error.name}: pip install "everclip[{extra}]"') from error
 
 
 class RunError(RuntimeError):

@@ -22,7 +22,7 @@ from everclip.runs.run import Run
 from everclip.seeding import unchanged
 from everclip.system import trust as trusting
 from everclip.system.progress import Progress
-from everclip.system.signals import Stop, Stopped
+from everclip.system.signals import Stop, Stopped, leaving
 from everclip.training.disk import writing
 from everclip.training.loop import train as train_run
 
@@ -88,14 +88,9 @@ def complete(run: Run, quiet: bool = False) -> dict[str, Any]:
 
 def trained(run: Run, quiet: bool = False) -> dict[str, Any]:
     """Train an open run to its end with progress on stderr, or until a signal asks to stop; returns its results."""
-    stop = Stop()
-    try:
-        with stop.listening(), Progress(quiet or not run.writes) as progress:
-            return train_run(run, progress, stop)
-    except Stopped as stopped:
-        raise Stopped(
-            stopped.signal, f"{stopped.cause}; everclip resume {run.path} continues from its last checkpoint"
-        ) from None
+    stop, continues = Stop(), f"everclip resume {run.path} continues from its last checkpoint"
+    with leaving(continues), stop.listening(), Progress(quiet or not run.writes) as progress:
+        return train_run(run, progress, stop)
 
 
 def _words(settings: Settings, prefix: str = "") -> Iterator[str]:

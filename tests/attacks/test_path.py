@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,18 +23,9 @@ class Mine(Gcl):
 '''
 
 
-class _Silent(Watcher):
-    def started(self, child: Child) -> None:
-        pass
-
+class _Strict(Watcher):
     def ended(self, child: Child, error: str | None) -> None:
         assert error is None
-
-    def stopping(self, running: Sequence[Child]) -> None:
-        pass
-
-    def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
-        pass
 
 
 @pytest.mark.slow
@@ -58,7 +48,7 @@ def test_a_sweeps_children_read_no_module_of_the_folder(
     )
     for name in ("mine.method", "ours.method"):
         log = tmp_path / f"log of {name}"
-        pool.run([Work("x", ["methods", name], tmp_path / "x", log)], [{}], _Silent())
+        pool.run([Work("x", ["methods", name], tmp_path / "x", log)], [{}], _Strict())
         assert "A method of one's own." in log.read_text()
     assert not marker.exists()
     # the payload is live: without -P Python runs it

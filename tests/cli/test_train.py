@@ -167,7 +167,7 @@ def test_ctrl_c_says_how_to_continue_and_resume_does(tmp_path: Path, tokens: lis
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.strip().splitlines()[-1].startswith(f"interrupted; everclip resume {out} continues")
+    assert stderr.strip().splitlines()[-1].startswith(f"interrupted: everclip resume {out} continues")
     assert "Traceback" not in stderr
     assert not Run(out, Run.read_config(out)).finished
 

@@ -15,16 +15,10 @@ from everclip.config import Config, config_hash, load_config
 from everclip.config.fields import allowed, leaves
 from everclip.config.sources import text
 from everclip.config.values import dump
-from everclip.errors import UserError
 from everclip.runs.resolve import resolve
+from tests.complaints import complaint
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def refusal(tokens: list[str]) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(tokens)
-    return str(caught.value)
 
 
 def toml(folder: Path, text: str, name: str = "my.toml") -> str:
@@ -76,7 +70,7 @@ def toml(folder: Path, text: str, name: str = "my.toml") -> str:
 )
 def test_a_value_on_the_command_line(token: str, value: object) -> None:
     if token.startswith('"'):
-        assert "is not a shipped config" in refusal([token])
+        assert "is not a shipped config" in complaint(load_config, [token])
         return
     found: object = load_config([token])
     for name in token.partition("=")[0].split("."):

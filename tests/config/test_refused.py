@@ -16,12 +16,11 @@ from everclip.config.sources import is_override, shipped
 from everclip.config.values import dump
 from everclip.errors import UserError
 from everclip.system.reading import TOML_BYTES
+from tests.complaints import complaint
 
 
 def refusal(tokens: list[str]) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(tokens)
-    return str(caught.value)
+    return complaint(load_config, tokens)
 
 
 def toml(folder: Path, text: str, name: str = "my.toml") -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from everclip.data.captions import MOST_CAPTION, MOST_OF_AN_IMAGE, Captions, checked
-from everclip.errors import UserError
+from tests.complaints import complaint
 
 CAPTIONS = Captions([["a cat"], ["a dog", "the same dog", "a cat"], ["a bird"]])
 ROWS, IDS = np.array([1, 0]), np.array([70, 80])
@@ -66,7 +66,4 @@ def test_captions_are_checked() -> None:
     ],
 )
 def test_what_is_no_caption_is_refused(texts: list[object], words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        checked("here", texts)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert words in complaint(checked, "here", texts)

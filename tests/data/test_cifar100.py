@@ -22,6 +22,7 @@ from everclip.data.scenario import ICARL
 from everclip.data.sources import Official
 from everclip.data.sources import cifar100 as source
 from everclip.errors import UserError
+from tests.complaints import complaint
 from tests.data import cifar
 from tests.data.cifar import FILES, archive, contents, md5, picture_of, python2_pickle, write
 from tests.data.refusals import refusal
@@ -239,9 +240,8 @@ def test_names_that_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     files = {part: python2_pickle(value) for part, value in values.items()}
     monkeypatch.setattr(source, "MD5", {part: md5(content) for part, content in files.items()})
     root = write(tmp_path / "set", files)
-    with pytest.raises(UserError) as caught:
-        data.load(f"cifar100:{root}")
-    assert str(caught.value) == f'classes 1 and 2 of {root / "meta"} are both named "red thing": rename one'
+    said = complaint(data.load, f"cifar100:{root}")
+    assert said == f'classes 1 and 2 of {root / "meta"} are both named "red thing": rename one'
 
 
 def test_no_folder(tmp_path: Path) -> None:

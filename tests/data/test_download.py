@@ -18,6 +18,7 @@ import pytest
 from everclip.data.formats import download
 from everclip.data.formats.download import Remote, check_room, commit, fetch, home, locked
 from everclip.errors import UserError
+from tests.complaints import complaint
 from tests.data.web import Site, serving
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -37,11 +38,10 @@ def remote(site: Site) -> Remote:
 
 def refused(site: Site, path: Path) -> str:
     """The line that a download ends with; nothing is left in place."""
-    with pytest.raises(UserError) as caught:
-        fetch(remote(site), path)
+    said = complaint(fetch, remote(site), path)
     assert not path.exists()
-    assert str(caught.value).isprintable()
-    return str(caught.value)
+    assert said.isprintable()
+    return said
 
 
 def test_a_file_is_downloaded_once(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,8 +280,6 @@ def test_where_a_data_set_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert home("cifar100", str(tmp_path)) == tmp_path
     (tmp_path / "file").write_text("")
     for name, what in (("no", "does not exist"), ("file", "is a file")):
-        with pytest.raises(UserError) as caught:
-            home("cifar100", str(tmp_path / name))
-        assert str(caught.value) == (
+        assert complaint(home, "cifar100", str(tmp_path / name)) == (
             f"data folder {tmp_path / name} {what}: give that of cifar100, or use data=cifar100"
         )

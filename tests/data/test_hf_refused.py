@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from everclip.errors import UserError
+from tests.complaints import complaint
 from tests.data.hf_sets import NAMES, cast, datasets, load, parquet, saved, table
 from tests.tars import encoded
 
@@ -55,19 +56,16 @@ def test_damaged_folders(
     root = write(tmp_path / "set", train=table(3), test=table(2))
     spoil(root)
     capsys.readouterr()
-    with pytest.raises(UserError) as caught:
-        load(root)
+    said = complaint(load, root)
     words = rf'data "hf:{{0}}" cannot be loaded \({reason}\): {AGAIN}'.format(re.escape(str(root)))
-    assert re.fullmatch(words, str(caught.value)), str(caught.value)
+    assert re.fullmatch(words, said), said
     assert capsys.readouterr().err == ""
 
 
 def test_a_missing_parquet_file(tmp_path: Path) -> None:
     root = parquet(tmp_path / "set", 3, train=table(3))
     (root / "data" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(UserError) as caught:
-        load(root)
-    assert str(caught.value) == (f"{root}/data/train-00001-of-00003.parquet is missing: copy it there")
+    assert complaint(load, root) == (f"{root}/data/train-00001-of-00003.parquet is missing: copy it there")
 
 
 def test_a_split_without_rows(tmp_path: Path) -> None:
@@ -149,9 +147,7 @@ def test_bad_sets(
     tmp_path: Path, splits: Callable[[], Mapping[str, Any]], options: str, message: str
 ) -> None:
     root = saved(tmp_path / "set", **splits())
-    with pytest.raises(UserError) as caught:
-        load(f"{root}{options}")
-    assert str(caught.value) == message.format(root)
+    assert complaint(load, f"{root}{options}") == message.format(root)
 
 
 HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
@@ -171,18 +167,15 @@ HINT = "give a folder that save_to_disk wrote, or one of .parquet files"
 def test_no_set(tmp_path: Path, spec: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.csv").write_text("path,label\n")
-    with pytest.raises(UserError) as caught:
-        load(spec.format(tmp_path))
-    assert str(caught.value) == message.format(tmp_path)
+    assert complaint(load, spec.format(tmp_path)) == message.format(tmp_path)
 
 
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # else it tries for half a minute
-    with pytest.raises(UserError) as caught:
-        load("org/none")
+    said = complaint(load, "org/none")
     assert re.fullmatch(
         rf'data "hf:org/none" cannot be loaded \(.*Hub.*\): {AGAIN}',
-        str(caught.value),
+        said,
     )
 
 
@@ -194,9 +187,7 @@ def test_shards_of_samples_are_left_to_the_other_source(tmp_path: Path) -> None:
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError) as caught:
-        load(tmp_path)
-    assert str(caught.value) == 'data "hf" needs the package datasets: pip install "everclip[hf]"'
+    assert complaint(load, tmp_path) == 'data "hf" needs the package datasets: pip install "everclip[hf]"'
 
 
 def test_several_configurations(tmp_path: Path) -> None:
@@ -205,9 +196,7 @@ def test_several_configurations(tmp_path: Path) -> None:
     configs = "".join(f"- config_name: {name}\n  data_files: {name}/data/*\n" for name in ("small", "large"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     assert len(load(f"{tmp_path}#config=large").whole()) == 12
-    with pytest.raises(UserError) as caught:
-        load(tmp_path)
-    words = str(caught.value)
+    words = complaint(load, tmp_path)
     assert re.search(r"\(Config name is missing.*\['(large', 'small|small', 'large)'\]", words), words
     assert words.endswith(AGAIN)
     assert "\n" not in words

@@ -17,6 +17,7 @@ from everclip.runs.run import Run
 from everclip.seeding import hash64
 from everclip.system import trust
 from everclip.training import fork
+from tests.complaints import complaint
 from tests.pictures import COLOURS, picture
 from tests.printed import printed
 from tests.running import configured, run
@@ -95,9 +96,8 @@ def test_a_wrong_option_is_refused(
     assert main(["train", *words(f"{package}.{module}", toy, word, "out=run")]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not Path("run").exists()
-    with pytest.raises(UserError) as caught:
-        data.load(f"{package}.{module}:pictures", options={word[7:-2]: int(word[-1])})
-    assert str(caught.value) == message
+    options = {word[7:-2]: int(word[-1])}
+    assert complaint(data.load, f"{package}.{module}:pictures", options=options) == message
 
 
 @pytest.mark.parametrize("own", ["PACKAGE.two", "./my_source.py"])

@@ -12,6 +12,7 @@ import pytest
 
 from everclip.data.formats.unpickle import unpickle
 from everclip.errors import UserError
+from tests.complaints import complaint
 from tests.data.cifar import contents, python2_pickle
 
 VALUES: dict[str, Any] = {
@@ -108,9 +109,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("content", "what"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
 )
 def test_what_is_refused(content: bytes, what: str) -> None:
-    with pytest.raises(UserError) as caught:
-        unpickle(content, "file")
-    assert str(caught.value) == (
+    assert complaint(unpickle, content, "file") == (
         f"file is not a file of CIFAR: it holds {what}; get the original, and do not open this one with pickle"
     )
 

@@ -51,6 +51,10 @@ def give(method: Any, which: Sequence[int], labels: Sequence[int] = LABELS, weig
     method.add(T[part], known[part], *([1 / counts[part]] if weighted else []))
 
 
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def near(value: Tensor, expected: Any) -> None:
     assert_close(value, torch.tensor(expected, dtype=torch.float64), atol=2e-8, rtol=0)
 
@@ -102,6 +106,13 @@ def scores(method: Any, clip: Clip, labels: Sequence[int] = range(6)) -> Tensor:
 
 
 EVERYTHING = torch.arange(48)
+COURSES = {
+    "all at once": ([EVERYTHING], 48),
+    "permuted": (by_class([4], [5, 0, 1], [3, 2]), 128),
+    "small batches": (by_class([0, 1], [2, 3], [4, 5]), 5),
+    "classes come again": ([EVERYTHING[::3], EVERYTHING[2::3], EVERYTHING[1::3]], 7),
+}
+"""The pictures of each task, and the size of a batch."""
 
 
 def brute_force(x: np.ndarray, y: np.ndarray, prior: np.ndarray | None = None) -> float:

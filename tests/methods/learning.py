@@ -63,8 +63,3 @@ def steps(
         update.step(terms, "here", [])
         method.after_step(clip)
     return log
-
-
-def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of a module's tensors."""
-    return {name: value.clone() for name, value in module.state_dict().items()}

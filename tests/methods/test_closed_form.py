@@ -13,19 +13,12 @@ from torch.testing import assert_close
 
 from everclip.errors import NonFinite
 from everclip.methods.shared import closed_form as closed
+from tests.methods.closed import near, random
 
 X = torch.tensor([[1, 0], [0.8, 0.2], [0, 1], [0.1, 0.9], [0.7, 0.7], [0.6, 0.8]], dtype=torch.float64)
 Y = torch.eye(3, dtype=torch.float64)[[0, 0, 1, 1, 2, 2]]
 COUNTS = torch.tensor([2, 2, 2])
 PRIOR = torch.tensor([[1, 0, 0.7], [0, 1, 0.7]], dtype=torch.float64)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def near(value: Tensor, expected: list) -> None:
-    assert_close(value, torch.tensor(expected, dtype=torch.float64), atol=2e-8, rtol=0)
 
 
 def test_ridge_golden() -> None:

@@ -11,10 +11,7 @@ from torch.testing import assert_close
 from everclip.errors import RunError
 from everclip.methods.shared import closed_form as closed
 from everclip.methods.shared.discriminant import MOST, strength, whitened, within_covariance
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.methods.closed import random
 
 
 def given(count: int = 60, width: int = 7, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,9 @@ from everclip.methods.zscl import Zscl
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.models.tunings import tuning_of
-from tests.methods.learning import batch_of, begin, joined, state, steps, task_of
+from tests.methods.learning import batch_of, begin, joined, steps, task_of
 from tests.methods.plain import PROMPTS, batch, saved
+from tests.methods.stages import state
 
 FIRST, SECOND = task_of([0, 1, 2, 0]), task_of([3, 3, 4, 4], 1, 10)
 E = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]], dtype=torch.float64)

@@ -18,6 +18,7 @@ from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.runs.run import Run
 from tests.methods.closed import (
+    COURSES,
     EVERYTHING,
     by_class,
     learn,
@@ -35,14 +36,6 @@ NAME = "multilayer_lda"
 @pytest.fixture(scope="module")
 def clip(toy: str) -> Clip:
     return zoo.load(toy).requires_grad_(False)
-
-
-COURSES = {
-    "all at once": ([EVERYTHING], 48),
-    "permuted": (by_class([4], [5, 0, 1], [3, 2]), 128),
-    "small batches": (by_class([0, 1], [2, 3], [4, 5]), 5),
-    "classes come again": ([EVERYTHING[::3], EVERYTHING[2::3], EVERYTHING[1::3]], 7),
-}
 
 
 def at_once(clip: Clip, method: Any, shrinkage: float) -> Tensor:

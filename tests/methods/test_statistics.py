@@ -22,6 +22,7 @@ from everclip.methods.shared.sums import Sums
 from everclip.models import zoo
 from everclip.models.clip import Clip
 from tests.methods.closed import (
+    COURSES,
     EVERYTHING,
     LABELS,
     NAMES,
@@ -122,14 +123,6 @@ def test_lda_of_one_image_a_class_is_the_nearest_mean(clip: Clip) -> None:
     weight, bias = method.solve(clip, [0, 1, 2])
     distances = (T - QUERY).square().sum(1)[[0, 2, 4]]
     assert_close(QUERY @ weight + bias, (QUERY.square().sum() - distances) / 2)
-
-
-COURSES = {
-    "all at once": ([EVERYTHING], 48),
-    "permuted": (by_class([4], [5, 0, 1], [3, 2]), 128),
-    "small batches": (by_class([0, 1], [2, 3], [4, 5]), 5),
-    "classes come again": ([EVERYTHING[::3], EVERYTHING[2::3], EVERYTHING[1::3]], 7),
-}
 
 
 @torch.no_grad()

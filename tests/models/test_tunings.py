@@ -19,6 +19,7 @@ from everclip.models import zoo
 from everclip.models.catalogue import Costs
 from everclip.models.tunings import tuning_of
 from everclip.runs.resolve import resolve
+from tests.complaints import complaint
 
 SCALE = '''"""The logit scale alone."""
 
@@ -157,10 +158,7 @@ def test_the_pages_of_ways(own: Path, capsys: pytest.CaptureFixture[str]) -> Non
 )
 @pytest.mark.usefixtures("own")
 def test_a_mistake_is_refused_in_one_line(words: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        resolve(load_config(words.split()))
-    assert str(caught.value).startswith(message)
-    assert len(str(caught.value).splitlines()) == 1
+    assert complaint(resolve, load_config(words.split())).startswith(message)
 
 
 @pytest.mark.parametrize("tune", ["a..b", "top:", ":2", "a b"])

@@ -149,7 +149,7 @@ def test_two_seeds_of_what_has_no_spread_leave_the_intervals_of_others(method: s
 def test_variants_of_joint_training_have_dashes_of_their_own(many: Path, tmp_path: Path) -> None:
     shutil.copytree(many, tmp_path / "runs")
     for loss in ("gcl", "gdro"):
-        options = SMALL | {"options": f'loss = "{loss}"\n'}
+        options: dict[str, Any] = SMALL | {"options": f'loss = "{loss}"\n'}
         write_run(tmp_path / f"runs/joint-{loss}", method="joint", memory=0, **options)
     setting = setting_of(tmp_path / "runs")
     for panel in (memory_panel(setting, "last", "images"), stages_panel(setting, setting.groups)):

@@ -333,7 +333,7 @@ def test_small_helpers() -> None:
     assert [number(v) for v in (0.00031, 0.25, 1200, 0)] == ["3.1e-4", "0.25", "1.2e3", "0"]
     assert [number(-0.00031), number(-2.5), number(0.1234, 2)] == ["−3.1e-4", "−2.5", "0.12"]
     assert [value_range(v) for v in ([1, 9], [6, 9], [-1, 9], [2, 2])] == [(0, 9), (6, 9), (-1, 9), (1, 3)]
-    assert shorten("日本の猫", 30, 12) == "日…"
+    assert shorten("日本の猫", 30) == "日…"
     assert shorten("a\x00b", 99) == "a b"
     placed = spread([50, 51, 10, 99], 10, 0, 100)
     assert np.min(np.diff(np.sort(placed))) >= 10

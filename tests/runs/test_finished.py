@@ -90,7 +90,7 @@ def test_a_memory_per_class_and_a_budget_are_read_as_each_other(tmp_path: Path) 
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json cannot be read"),
-        ("results.json", "[]", "it is no JSON object"),
+        ("results.json", "[]", "it is not a JSON object"),
         ("results.json", '{"accuracy": 1}', 'it has no "schema"'),
         ("config.toml", "seed = ", "config.toml cannot be read"),
     ],
@@ -108,7 +108,7 @@ def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_folder(tmp_path / "b", 0.7, seed=1)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(UserError, match=r'need pandas: pip install "everclip\[pandas\]"'):
+        with pytest.raises(UserError, match=r'needs the package pandas: pip install "everclip\[pandas\]"'):
             everclip.load_runs(tmp_path, as_pandas=True)
     pytest.importorskip("pandas")
     table = everclip.load_runs(tmp_path, as_pandas=True)

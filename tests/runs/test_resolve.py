@@ -14,6 +14,7 @@ from everclip.errors import UserError
 from everclip.methods.base.registry import method_class, method_config, options_of
 from everclip.models.catalogue import recommended
 from everclip.runs.resolve import resolve
+from tests.complaints import complaint
 
 HEAD = """
 from typing import Any, ClassVar, Literal
@@ -59,13 +60,6 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 def mine(*tokens: str, module: str = "mine") -> configs.Config:
     return load_config([f"method=everclip_test_methods.{module}", *tokens])
-
-
-def refusal(config: configs.Config) -> str:
-    with pytest.raises(UserError) as caught:
-        resolve(config)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def test_the_user_comes_before_the_method_before_the_model() -> None:
@@ -178,7 +172,7 @@ def test_none_and_auto_as_a_methods_options() -> None:
     ],
 )
 def test_a_bad_option_gives_one_line(tokens: list[str], message: str) -> None:
-    assert refusal(mine(*tokens)) == message
+    assert complaint(resolve, mine(*tokens)) == message
 
 
 def test_a_message_says_where_the_options_stand() -> None:
@@ -190,25 +184,30 @@ def test_a_message_says_where_the_options_stand() -> None:
 
 def test_a_method_without_options_says_so() -> None:
     expected = 'method "zero_shot" has no option "tau"; it has no options'
-    assert refusal(load_config(["method=zero_shot", "method.tau=1"])) == expected
+    assert complaint(resolve, load_config(["method=zero_shot", "method.tau=1"])) == expected
 
 
 def test_an_ambiguous_name_is_refused() -> None:
-    assert "der_expand" in refusal(load_config(["method=DER"]))
-    assert "dark_er" in refusal(load_config(["method=der"]))
+    assert "der_expand" in complaint(resolve, load_config(["method=DER"]))
+    assert "dark_er" in complaint(resolve, load_config(["method=der"]))
 
 
 def test_methods_that_are_not_there() -> None:
     assert (
-        refusal(load_config(["method=zero_shoot"]))
+        complaint(resolve, load_config(["method=zero_shoot"]))
         == 'unknown method "zero_shoot"; did you mean "zero_shot"?'
     )
-    assert "give a module in the working folder or on PYTHONPATH" in refusal(
-        load_config(["method=nowhere.to_be_found"])
+    assert "give a module in the working folder or on PYTHONPATH" in complaint(
+        resolve, load_config(["method=nowhere.to_be_found"])
     )
     need = "it must define one subclass of everclip.methods.Method"
-    assert refusal(mine(module="two")) == f"module everclip_test_methods.two defines A and B: {need}"
-    assert refusal(mine(module="empty")) == f"module everclip_test_methods.empty defines no method: {need}"
+    assert (
+        complaint(resolve, mine(module="two")) == f"module everclip_test_methods.two defines A and B: {need}"
+    )
+    assert (
+        complaint(resolve, mine(module="empty"))
+        == f"module everclip_test_methods.empty defines no method: {need}"
+    )
 
 
 @pytest.mark.parametrize("name", plugins.names("methods"))

@@ -116,5 +116,7 @@ def test_without_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     told(tmp_path / "x")
     monkeypatch.setitem(sys.modules, "pandas", None)
     for load in (everclip.load_per_class, everclip.load_predictions, everclip.load_confusion):
-        with pytest.raises(UserError, match=r'data frames need pandas: pip install "everclip\[pandas\]"'):
+        with pytest.raises(
+            UserError, match=r'a data frame needs the package pandas: pip install "everclip\[pandas\]"'
+        ):
             load(tmp_path / "x")

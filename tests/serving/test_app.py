@@ -72,6 +72,18 @@ def test_unknown_pictures_are_those_of_everclip_predict(client: Client, made: Pa
     assert client.ask("/predict?unknown_at=1e-320", file.read_bytes())[0] == 422
 
 
+def decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of pictures that are decoded together from now on."""
+    sizes = list[int]()
+
+    def noted(names: list[str], contents: list[bytes]) -> Encoded:
+        sizes.append(len(contents))
+        return Encoded(names, contents)
+
+    monkeypatch.setattr(answering, "Encoded", noted)
+    return sizes
+
+
 def test_large_pictures_are_not_decoded_all_at_once(
     client: Client, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,13 +94,8 @@ def test_large_pictures_are_not_decoded_all_at_once(
     asks = [Ask("embed", content) for content in [*pictures, *texts, *pictures, pictures[0], b"none"]]
     assert client.current is not None
     answer = Answering(client.current, Limits().pixels, client.lines.append)
-    whole, sizes = answer(asks), list[int]()
-
-    def noted(names: list[str], contents: list[bytes]) -> Encoded:
-        sizes.append(len(contents))
-        return Encoded(names, contents)
-
-    monkeypatch.setattr(answering, "Encoded", noted)
+    whole = answer(asks)
+    sizes = decoded_at_once(monkeypatch)
     for at_once, parts in ((10**8, [6]), (2 * side**2, [2, 2, 2]), (side**2 - 1, [1] * 6)):
         monkeypatch.setattr(answering, "AT_ONCE", at_once)
         sizes.clear()
@@ -115,13 +122,7 @@ def test_thin_pictures_count_as_what_they_are_resized_to(
         413,
         "the picture has 2 x 400 pixels, more than 0.204799 million once its shorter side has 32: send a less thin one",
     )
-    sizes = list[int]()
-
-    def noted(names: list[str], contents: list[bytes]) -> Encoded:
-        sizes.append(len(contents))
-        return Encoded(names, contents)
-
-    monkeypatch.setattr(answering, "Encoded", noted)
+    sizes = decoded_at_once(monkeypatch)
     monkeypatch.setattr(answering, "AT_ONCE", 2 * thin)
     found = Answering(client.current, thin, client.lines.append)(asks)
     assert sizes == [2, 1]

@@ -8,6 +8,7 @@ from everclip.config import load_config
 from everclip.errors import UserError
 from everclip.runs.resolve import resolve
 from everclip.sweep.grid import Grid, content_key, parted, read
+from tests.complaints import complaint
 
 
 def names(grid: Grid) -> list[str]:
@@ -130,9 +131,8 @@ def test_the_content_of_a_config() -> None:
 
 
 def test_every_complaint_is_made_before_anything_runs() -> None:
-    with pytest.raises(UserError) as error:
-        read(["method=gcl,gdr,der,wise_ft", "method.wise_ft.loss=joint", "memory.budget=0,-1", "seed=0..1"])
-    message = str(error.value)
+    words = ["method=gcl,gdr,der,wise_ft", "method.wise_ft.loss=joint", "memory.budget=0,-1", "seed=0..1"]
+    message = complaint(read, words)
     assert message.startswith("14 cells of the grid are invalid: memory.budget is -1")
     for part in ('unknown method "gdr"', "use der_expand", "wraps a method itself"):
         assert message.count(part) == 1

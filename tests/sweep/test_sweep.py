@@ -502,14 +502,8 @@ class Quiet(pool.Watcher):
     def __init__(self) -> None:
         self.errors: dict[str, str | None] = {}
 
-    def started(self, child: Child) -> None: ...
-
     def ended(self, child: Child, error: str | None) -> None:
         self.errors[child.work.name] = error
-
-    def stopping(self, running: object) -> None: ...
-
-    def look(self, running: object, waiting: object) -> None: ...
 
 
 @pytest.mark.slow
@@ -923,7 +917,7 @@ def test_a_job_that_is_out_of_time_saves_before_it_ends(tmp_path: Path, tokens: 
     process.send_signal(signal.SIGUSR2)
     _, said = process.communicate(timeout=GRACE)
     assert process.returncode == 255
-    assert f"stopped by SIGTERM; everclip resume {out} continues from its last checkpoint" in said
+    assert f"stopped by SIGTERM: everclip resume {out} continues from its last checkpoint" in said
 
 
 def test_what_slurm_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_train_and_resume_end_with_a_checkpoint(tmp_path: Path, tokens: list[str
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == code
         cause = "stopped by SIGTERM" if code == 75 else "interrupted"
-        assert stderr.splitlines()[-1] == f"{cause}; everclip resume {out} continues from its last checkpoint"
+        assert stderr.splitlines()[-1] == f"{cause}: everclip resume {out} continues from its last checkpoint"
         assert "Traceback" not in stderr
         (place,) = Run(out, Run.read_config(out)).store.places()[-1:]
         assert place.step == steps(out), "not one step is lost"

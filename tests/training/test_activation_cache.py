@@ -27,6 +27,7 @@ from everclip.training import activation_cache, loop
 from everclip.training.cache_size import Amount
 from everclip.training.plan import Plan
 from everclip.training.restore import open_run
+from tests.complaints import complaint
 from tests.marks import slow_after
 from tests.methods.stages import TIMM, clip_with
 from tests.pictures import image_folder
@@ -97,9 +98,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
 def refusal(*words: str) -> str:
     """What is said of a config that asks for a cache."""
     plan = Plan.of(configured(*words))
-    with pytest.raises(UserError) as found:
-        activation_cache.blocks_above(plan.config, plan.method)
-    return str(found.value)
+    return complaint(activation_cache.blocks_above, plan.config, plan.method)
 
 
 def blocks(*words: str) -> int | None:

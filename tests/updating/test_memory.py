@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from everclip.errors import UserError
 from everclip.updating import start
 from everclip.updating.images import collect
+from tests.complaints import complaint
 from tests.learned import coloured
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
 
@@ -35,9 +35,7 @@ def test_an_old_image_has_the_name_under_which_it_was_learned(toy: str, tmp_path
     memory = coloured(tmp_path / "memory", WARM, 4, 8)
     shutil.copy(tmp_path / "warm" / "red" / "0.png", tmp_path / "memory" / "yellow" / "red.png")
     spec = str(tmp_path / "v1")
-    with pytest.raises(UserError) as caught:
-        collect(begin(spec, memory=memory), colours(tmp_path / "cold", COLD), 4, {})
-    assert str(caught.value) == (
+    assert complaint(collect, begin(spec, memory=memory), colours(tmp_path / "cold", COLD), 4, {}) == (
         'yellow/red.png is a picture of "yellow" in --memory, but was learned as "red": remove it there, or take it'
         f" out first: everclip forget {spec} --images FILE -o FOLDER"
     )

@@ -242,7 +242,7 @@ def _looked_at(images: ImageSet, progress: Progress) -> tuple[NDArray[np.int64],
         return content_id(content)
 
     progress.start("read pictures", len(images))
-    same = contents(images.rows, look, lambda done: progress.step(count=done))
+    same = contents(images.rows, look, progress.count)
     return sides[images.rows], same
 
 
@@ -269,7 +269,7 @@ def _decoded(
         return pixels, None, np.zeros(0, dtype=np.int64)
     pixels = Pixels(images.store, clip.eval_transform, clip.image_size, cache_bytes=0)
     progress.start("embed pictures", len(images))
-    rows, good = pictures(clip, images, pixels, lambda done: progress.step(count=done))
+    rows, good = pictures(clip, images, pixels, progress.count)
     return pixels, rows, good.numpy()
 
 

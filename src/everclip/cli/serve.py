@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from everclip.cli._options import Classes, Model
-from everclip.errors import UserError, check_range
+from everclip.errors import check_range, needing
 from everclip.system.text import printable
 
 MOST_MEGAPIXELS = 89
@@ -37,13 +37,8 @@ def serve(
     check_range("--max-body-mib", max_body_mib, 1, 1_000_000)
     check_range("--max-megapixels", max_megapixels, 1, MOST_MEGAPIXELS)
     check_range("--max-waiting", max_waiting, 1, 1_000_000)
-    try:
+    with needing("everclip serve", "serve"):
         from everclip.serving.server import serve as run
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("everclip"):
-            raise
-        needed = f'the package {error.name}: pip install "everclip[serve]"'
-        raise UserError(f"everclip serve needs {needed}") from error
     from everclip.inference.predict import read_classes
     from everclip.serving.current import Source
     from everclip.serving.limits import MEGA, MIB, Limits

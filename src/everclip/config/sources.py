@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from everclip.config import experiments
 from everclip.config.fields import kinds, unknown_key
 from everclip.config.sections import Memory, Scenario
-from everclip.errors import UserError, shown, suggest
+from everclip.errors import UserError, shown, suggest, why
 from everclip.system import reading, trust
 from everclip.system.reading import TooDeep, Unreadable
 
@@ -192,8 +192,9 @@ def read_toml(path: Path) -> Layer:
                 f"config {name} does not exist: give a .toml file, or one of {', '.join(bases())}"
             )
     except (OSError, RuntimeError) as error:  # a loop of links, or the home folder of an unknown user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"config {name} cannot be read ({reason}): check its path and permissions") from error
+        raise UserError(
+            f"config {name} cannot be read ({why(error)}): check its path and permissions"
+        ) from error
     try:
         values = reading.read_toml(path)
     except TooDeep as error:

@@ -19,7 +19,7 @@ from everclip.data.gathered import Encoded
 from everclip.data.images import MOST_BYTES, Dataset, ImageSet, sample_ids
 from everclip.data.pixels import to_rgb
 from everclip.data.prompts import PHOTO, warn_of_alike
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.reading import read_bytes, readable
 
 PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -150,9 +150,7 @@ def _array(features: Any) -> NDArray[Any]:
     try:
         return np.asarray(features)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"features are not an array ({str(error).splitlines()[0]}): give floats [n, d]"
-        ) from error
+        raise UserError(f"features are not an array ({why(error)}): give floats [n, d]") from error
 
 
 def _bytes(image: Any, number: int) -> bytes:

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from everclip.data.images import ImageSet, Store
-from everclip.errors import UserError
+from everclip.errors import UserError, why
 
 log = logging.getLogger("everclip")
 # We refuse what Pillow only warns of; its warning cannot be caught in several threads.
@@ -112,7 +112,7 @@ class Pixels:
         try:
             found = np.frombuffer(self.store.read(row), dtype="<f4").astype(np.float32)
         except (OSError, ValueError) as error:
-            return _words(error) if isinstance(error, OSError) else "no row of numbers"
+            return why(error) if isinstance(error, OSError) else "no row of numbers"
         if len(found) != self.store.width or not np.isfinite(found).all():
             return f"no row of {self.store.width} finite numbers"
         return found
@@ -130,7 +130,7 @@ class Pixels:
         except UnidentifiedImageError:
             return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         except OSError as error:
-            return _words(error)
+            return why(error)
         except MemoryError:
             bytearray(_SPARE)  # raises again where the machine has no more, whatever the file claims
             return "it asks for more memory than there is"
@@ -176,7 +176,7 @@ class Pixels:
             try:
                 content = self.store.read(row)
             except OSError as error:
-                return _words(error)
+                return why(error)
             return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
         run = self._pool.map if self._pool and len(rows) > 1 else map
@@ -224,7 +224,3 @@ class Pixels:
     def skipped(self) -> dict[str, str]:
         """Relative path -> reason, for every image found broken so far."""
         return {self.store.keys[row]: reason for row, reason in sorted(self.broken.items())}
-
-
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).splitlines()[0]

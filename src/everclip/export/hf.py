@@ -26,7 +26,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 from torch import Tensor
 
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, UserError, needing
 from everclip.export import Written, quiet, write_json
 from everclip.export.shared import vocabulary
 from everclip.inference.model import Deployed
@@ -78,10 +78,8 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
         UserError: transformers is missing or has no such tower, or the classifier is more than the text tower.
         RunError: transformers gives other features.
     """
-    try:
+    with needing("--format hf", "lite"):
         import transformers
-    except ModuleNotFoundError as error:
-        raise UserError('--format hf needs the package transformers: pip install "everclip[lite]"') from error
     encoder = model.encoder
     config = config_of(model)
     write_json(folder / "config.json", config)

@@ -12,10 +12,8 @@ softmax(logits) are the probabilities that ``everclip predict`` shows, a fitted 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from everclip._version import __version__
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, needing
 from everclip.export import Written, quiet, write_json
 from everclip.export.shared.session import as_input, opened, outputs
 from everclip.export.shared.tracing import trace
@@ -54,7 +52,7 @@ def write(model: Deployed, folder: Path, pictures: UInt8[Tensor, "b 3 s s"]) -> 
             does not know an operation.
         RunError: a probability differs from torch's by more than ``TOLERANCE``.
     """
-    with _needed(), quiet():
+    with needing("--format onnx", "onnx"), quiet():
         import onnx
         import onnxruntime  # noqa: F401  (its absence is said before anything is traced)
         import onnxscript  # noqa: F401  (the exporter's)
@@ -153,13 +151,3 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
         "mean": list(clip.mean),
         "std": list(clip.std),
     }
-
-
-@contextlib.contextmanager
-def _needed() -> Iterator[None]:
-    """Say which package is missing, in one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        needed = f'the package {error.name}: pip install "everclip[onnx]"'
-        raise UserError(f"--format onnx needs {needed}") from error

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from everclip.errors import UserError
+from everclip.errors import UserError, why
 from everclip.system import checkpoint, kinds
 from everclip.system.outputs import check_new, named
 from everclip.system.reading import JSON_BYTES, MOST_PARTS, parse_json, read_bytes, read_json, readable
@@ -140,14 +140,11 @@ class Vectors:
         file = self.path / f"{shard.name}.json"
         with readable(file, _AGAIN, "is broken"):
             content = read_bytes(file, JSON_BYTES)
-            if hashlib.sha256(content).hexdigest() != shard.digest:
-                words = "is not what was written, or was replaced since: open the folder again"
-                raise UserError(f"{file} {words}, or {_AGAIN}")
             found = parse_json(content)
-        if not _ROWS(found):
-            raise UserError(f"{file} is broken (it lists no ids): {_AGAIN}")
-        if len(found["ids"]) != shard.rows:
-            raise UserError(f"{file} has {len(found['ids'])} ids for {shard.rows} embeddings: {_AGAIN}")
+        intact = hashlib.sha256(content).hexdigest() == shard.digest
+        if not intact or not _ROWS(found) or len(found["ids"]) != shard.rows:
+            what = "is not what was written, or was replaced since"
+            raise UserError(f"{file} {what}: open the folder again, or {_AGAIN}")
         return Listed(found["ids"], found["skipped"], found["sources"])
 
     def names(self, rows: Sequence[int]) -> list[str]:
@@ -232,11 +229,8 @@ def read(path: Path, whole: bool = False) -> Vectors:
     if not _TABLE(table) or not table["width"]:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
     for file, size in ((path / name, entry["bytes"]) for name, entry in entries.items()):
-        if not file.is_file():
-            raise UserError(f"{file} is missing: {_AGAIN}")
-        if file.stat().st_size != size:
-            sizes_found = f"{file.stat().st_size:,} bytes, {size:,} were written"
-            raise UserError(f"{file} is broken ({sizes_found}): {_AGAIN}")
+        if not file.is_file() or file.stat().st_size != size:
+            raise UserError(f"{file} is missing, or has not the {size:,} bytes that were written: {_AGAIN}")
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
     return Vectors(path, found, tuple(_shards(path, found, entries)))
 
@@ -259,11 +253,9 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{file} is broken ({reason}): {_AGAIN}") from error
-    plain = isinstance(found, np.memmap) and found.ndim == 2 and found.dtype == np.dtype(table.dtype)
-    if not plain or found.shape[1] != table.width:
-        raise UserError(f"{file} is broken (it holds no {table.dtype} [n, {table.width}]): {_AGAIN}")
-    if rows not in (None, len(found)) or not found.flags.c_contiguous:
-        raise UserError(f"{file} is broken (it holds other rows than it did): {_AGAIN}")
+        raise UserError(f"{file} is broken ({why(error)}): {_AGAIN}") from error
+    plain = isinstance(found, np.memmap) and found.flags.c_contiguous and found.dtype == np.dtype(table.dtype)
+    if not plain or found.shape[1:] != (table.width,) or rows not in (None, len(found)):
+        form = f"{table.dtype} [{rows or 'n'}, {table.width}]"
+        raise UserError(f"{file} is broken (it holds no {form}): {_AGAIN}")
     return found

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from everclip.errors import why
 from everclip.system.reading import Unreadable, open_regular
 
 FILE = "index.safetensors"
@@ -73,7 +74,7 @@ def load(file: Path) -> Map:
     except Unreadable:
         raise
     except (OSError, SafetensorError, ValueError) as error:
-        raise Unreadable(" ".join(str(error).split())[:100]) from error
+        raise Unreadable(why(error)) from error
     width = len(bias) if bias.ndim == 1 else 0
     plain = matrix.dtype == bias.dtype == torch.float32 and matrix.shape == (width, width)
     if not (plain and width and matrix.isfinite().all() and bias.isfinite().all()):

@@ -22,12 +22,12 @@ def text_width(text: str, size: float = FONT) -> float:
     return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.57 for c in text)
 
 
-def shorten(text: object, room: float, size: float = FONT) -> str:
+def shorten(text: object, room: float) -> str:
     """Return ``text`` cut to ``room`` points, with an ellipsis for what is cut."""
     text = printable(text)
-    if text_width(text, size) <= room:
+    if text_width(text) <= room:
         return text
-    while text and text_width(text + "…", size) > room:
+    while text and text_width(text + "…") > room:
         text = text[:-1]
     return text + "…"
 

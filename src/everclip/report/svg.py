@@ -33,7 +33,7 @@ svg.fig .hit { fill: none; pointer-events: all; }
 svg.fig .hit:hover { stroke: var(--ink, #1c2126); stroke-width: 1; }
 svg.fig image { image-rendering: pixelated; }
 """
-_SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
+_SVG = "http://www.w3.org/2000/svg"
 _USUAL = {
     *("stroke-linejoin: round", "stroke-linecap: butt", "stroke-dashoffset: 0"),
     *("font-size: 12px", "text-anchor: start"),

@@ -142,6 +142,11 @@ def write(folder: Path, card: Card) -> None:
     write_atomic(folder / FILE, text_of(card))
 
 
+def is_model(folder: Path) -> bool:
+    """Return whether a folder holds a version or an exported model, and is not a run."""
+    return (folder / FILE).is_file() and not (folder / "config.toml").is_file()
+
+
 def identity(folder: Path) -> str:
     """Return a text that folders share if they hold the same model. Raises UserError where one is damaged."""
     if (folder / MANIFEST).is_file():

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from everclip.runs.finished import Finished, natural, read
 from everclip.runs.read import RunData, is_run, no_run
-from everclip.runs.words import several
+from everclip.runs.words import listed, several
 from everclip.system.kinds import table
 from everclip.system.reading import Unreadable, open_regular, read_json, read_text
 from everclip.system.text import cleaned
@@ -82,18 +82,13 @@ def find_runs(paths: Iterable[Place]) -> list[Finished]:
     for line in found.nothing:
         log.warning("%s", line)
     if open_:
-        log.warning("not finished, left out: %d of %d runs, %s", len(open_), len(found.runs), _some(open_))
+        log.warning("not finished, left out: %d of %d runs, %s", len(open_), len(found.runs), listed(open_))
     gone = [path for path in found.others if not os.path.lexists(path)]
     if gone:
-        log.warning("not found, left out: %s", _some(gone))
+        log.warning("not found, left out: %s", listed(gone))
     if others := [path for path in found.others if path not in gone]:
-        log.warning("not a run, left out: %s", _some(others))
+        log.warning("not a run, left out: %s", listed(others))
     return [read(path) for path in sorted(done, key=lambda path: natural(str(path)))]
-
-
-def _some(paths: Sequence[Path]) -> str:
-    more = f", and {len(paths) - 5} more" if len(paths) > 5 else ""
-    return ", ".join(map(str, paths[:5])) + more
 
 
 def _take(path: Path, found: Found) -> None:

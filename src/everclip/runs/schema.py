@@ -120,7 +120,7 @@ def load(path: Path, needed: Sequence[str] = WHOLE) -> dict[str, Any]:
         Unreadable: the file cannot be read, or a key is not as ``SCHEMA`` says.
     """
     found = cleaned(read_json(path))
-    wrong = _problem(found, needed) if isinstance(found, dict) else "it is no JSON object"
+    wrong = _problem(found, needed) if isinstance(found, dict) else "it is not a JSON object"
     if wrong:
         raise Unreadable(wrong)
     return found

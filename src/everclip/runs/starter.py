@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import tomli_w
 from everclip.data.images import Dataset
 from everclip.data.scenario import task_sizes
 from everclip.models.catalogue import LITE
+from everclip.runs.words import listed
 
 MOST_TASKS, MOST_KEPT = 10, 10
 """Suggested number of tasks, and of exemplars per class."""
@@ -126,15 +127,10 @@ def _images(found: Dataset) -> str:
 
 def _tasks(found: Dataset) -> str:
     if len(found.domain_names) > 1:
-        return f"tasks: {len(found.domain_names)}, one per domain: {_few(found.domain_names)}"
+        return f"tasks: {len(found.domain_names)}, one per domain: {listed(found.domain_names, NAMED)}"
     sizes = task_sizes(len(found.class_names), _number(found))
     least, most = min(sizes), max(sizes)
     return f"tasks: {len(sizes)}, of {least if least == most else f'{least} to {most}'} classes"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _model(model: str) -> str:

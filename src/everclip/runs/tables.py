@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from everclip.errors import UserError
+from everclip.errors import UserError, needing
 from everclip.runs.find import Place, find_runs
 from everclip.runs.finished import Finished, answers
 from everclip.runs.schema import test_images
@@ -111,10 +111,8 @@ def load_confusion(run: Place) -> pandas.DataFrame:
 
 def import_pandas() -> Any:
     """Return the package pandas. Raises UserError where it is not installed."""
-    try:
+    with needing("a data frame", "pandas"):
         import pandas
-    except ImportError as error:
-        raise UserError('data frames need pandas: pip install "everclip[pandas]"') from error
     return pandas
 
 

@@ -90,6 +90,12 @@ def several(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first ``most`` names, and how many more there are."""
+    texts = [*map(str, names)]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def share(value: float | None) -> str:
     """Return a fraction in percent without the sign: ``71.2``."""
     return "–" if value is None else f"{100 * value:.1f}".replace("-", "−")

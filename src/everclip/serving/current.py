@@ -28,7 +28,6 @@ from everclip.inference.learned import RECORD, is_version
 from everclip.inference.model import LOCAL, Deployed, open_model
 from everclip.inference.predict import answers
 from everclip.runs import card as cards
-from everclip.runs.card import FILE
 from everclip.serving.limits import without_folders
 from everclip.system import checkpoint
 from everclip.system.checkpoint import MANIFEST
@@ -117,9 +116,7 @@ class Source:
     def identity(self) -> str:
         """Return the identity of the model in the folder now; empty if it is not a model folder. Raises UserError if
         damaged."""
-        place = self.place
-        is_model_folder = (place / FILE).is_file() and not (place / "config.toml").is_file()
-        return cards.identity(place) if is_model_folder else ""
+        return cards.identity(self.place) if cards.is_model(self.place) else ""
 
     def open(self, strict: bool = False) -> Served:
         """Return the version that the folder holds now, checked.

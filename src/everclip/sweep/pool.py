@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,24 +92,20 @@ class Child:
         return last_error(self.work.log, self._from) or f"exit code {code}: see {self.work.log}"
 
 
-class Watcher(ABC):
-    """An observer of ``run``."""
+class Watcher:
+    """Follow ``run`` without showing anything."""
 
-    @abstractmethod
     def started(self, child: Child) -> None:
-        """Note that a command has started."""
+        """Take note that a command has started."""
 
-    @abstractmethod
     def ended(self, child: Child, error: str | None) -> None:
-        """Note that a command has ended; ``error`` says why it failed."""
+        """Take note that a command has ended; ``error`` says why it failed."""
 
-    @abstractmethod
     def stopping(self, running: Sequence[Child]) -> None:
-        """Note that the running commands are about to be asked to save their progress and end."""
+        """Take note that the running commands are about to be asked to save their progress and end."""
 
-    @abstractmethod
     def look(self, running: Sequence[Child], waiting: Sequence[Work]) -> None:
-        """Note the running and waiting commands, several times per second."""
+        """Take note of the running and waiting commands, several times per second."""
 
 
 def run(waiting: list[Work], slots: Sequence[Environment], watcher: Watcher) -> None:

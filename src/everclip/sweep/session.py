@@ -23,7 +23,7 @@ from everclip.sweep.pool import Work
 from everclip.sweep.searches import Search
 from everclip.sweep.slots import Environment
 from everclip.sweep.tune import CONTINUES
-from everclip.system.signals import Stop, Stopped
+from everclip.system.signals import Stop, leaving
 from everclip.training import pace
 from everclip.training.activation_cache import blocks_above
 from everclip.training.disk import on_disk
@@ -168,15 +168,11 @@ class Session:
             self.refresh()
             held = [job.config for job, search in self.held if search.key not in self.folder.failures]
             check.models([*(job.config for job in self.waiting()), *held], self.plans)
-            with on_disk(self.folder.path, CONTINUES):
+            continues = f"the same command continues the sweep in {self.folder.path}"
+            with on_disk(self.folder.path, CONTINUES), leaving(continues):
                 self.write()
                 try:
                     self._run(slots, drop)
-                except Stopped as stopped:
-                    raise Stopped(
-                        stopped.signal,
-                        f"{stopped.cause}; the same command continues the sweep in {self.folder.path}",
-                    ) from None
                 finally:
                     self.write()
 

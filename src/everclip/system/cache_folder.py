@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from everclip.errors import RunError, UserError
+from everclip.errors import RunError, UserError, why
 from everclip.system.atomic import remove, remove_unfinished
 from everclip.system.checkpoint import Damaged, commit, verify
 
@@ -61,9 +61,8 @@ def built(name: str, make: Callable[[Path], object]) -> Path:
                 _restore(target, make)
                 _verified.add(target)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
         raise RunError(
-            f"{target} cannot be used ({reason}): make room, or set EVERCLIP_CACHE elsewhere"
+            f"{target} cannot be used ({why(error)}): make room, or set EVERCLIP_CACHE elsewhere"
         ) from error
     return target
 

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from everclip.errors import UserError
+from everclip.errors import UserError, why
 from everclip.system.reading import kind_of
 
 
@@ -51,8 +51,7 @@ def check_new(out: str | os.PathLike[str]) -> Path:
     try:
         return _new(Path(out).expanduser(), os.fspath(out))
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{str(out)[:200]} cannot be written ({reason}): give another folder") from error
+        raise UserError(f"{str(out)[:200]} cannot be written ({why(error)}): give another folder") from error
 
 
 def _new(path: Path, out: str) -> Path:

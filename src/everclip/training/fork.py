@@ -96,7 +96,7 @@ def source(config: Config) -> Source:
             f"fork={config.fork}: the checkpoints of {run.path} are gone: train it again, and keep them"
         )
     if place.task not in there:
-        have = ", ".join(map(str, there)) or "none"
+        have = ", ".join(map(str, there))
         raise UserError(
             f"fork={config.fork}: {run.path} has checkpoints after {have} tasks: use one of these numbers,"
             f" or repeat the run with checkpoint.keep={len(there) + place.task} to keep more"

@@ -96,7 +96,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     loader = activation_cache.loader(plan, clip, run.path, progress)
     pixels = loader.pixels
     progress.start("reading images", sum(map(len, parts)))
-    pixels.preload(parts, lambda done: progress.step(count=done))
+    pixels.preload(parts, progress.count)
     method, memory, record = plan.method, plan.empty_memory(), Recorder(plan.tasks, images)
     context = Context(plan, clip, method, memory, loader, record, progress)
     checkpointer = context.journal = Checkpointer(run, context, stop, trail)

@@ -98,7 +98,7 @@ def _noted(run: Run, plan: Plan, progress: Progress, changed: dict[str, Any] | N
     tasks, store = plan.tasks, plan.data.train.store
     stamped = of(tasks, store)
     progress.start("recording the images", len(stamped))
-    noted = hashed(stamped, tasks, store, lambda done: progress.step(count=done))
+    noted = hashed(stamped, tasks, store, progress.count)
     noted = replace(noted, changed=changed)
     run.write(IMAGES, noted.packed())
     return noted

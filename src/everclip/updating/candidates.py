@@ -32,7 +32,6 @@ from everclip.updating.classifiers import (
     Known,
     closed_form,
     columns_of,
-    layered,
     scores,
     text_form,
 )
@@ -104,7 +103,7 @@ def candidates(trial: Trial, progress: Progress) -> Iterator[Candidate]:
     if unseen and trial.decision.prior == "text":
         options["unseen"] = "text"
     yield solved(trial, "ridge", options, f"prior={trial.decision.prior}, lam={USUAL}")
-    if layered(trial.known, trial.state.frozen, trial.sums):
+    if trial.state.layers:
         yield solved(trial, "layers", {"name": LAYERED}, "the last layers, pictures and mirror images")
     if trial.decision.train:
         yield from learned(trial, progress)

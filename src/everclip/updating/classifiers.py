@@ -17,6 +17,7 @@ from everclip.data.inventory import Step, silent
 from everclip.data.loader import Batch, Loader
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import seen
+from everclip.index.embed import width as embedding
 from everclip.inference.model import Deployed, of_plan, zero_shot
 from everclip.methods.base.registry import options_of
 from everclip.methods.shared.layers import LayersConfig
@@ -98,8 +99,8 @@ def closed_form(spec: str, known: Known, clip: Clip, method: Mapping[str, Any], 
 
 def columns_of(method: str, clip: Clip) -> slice:
     """Return the columns of ``features`` that a method reads."""
-    width = embedding(clip)
-    return slice(width, None) if method == LAYERED else slice(width)
+    length = embedding(clip)
+    return slice(length, None) if method == LAYERED else slice(length)
 
 
 def layered(known: Known, clip: Clip, sums: Sums) -> Depths | None:
@@ -134,12 +135,6 @@ def _rows(clip: Clip, images: Images, layers: Depths | None) -> Float32[Tensor, 
         return clip.encode_image(images)
     raw, beside = layers.beside(clip.model.visual, clip.normalise(images))
     return torch.cat([clip.unit(raw), beside], 1)
-
-
-@torch.no_grad()
-def embedding(clip: Clip) -> int:
-    """Return the length of the embedding."""
-    return clip.encode_image(clip.blank()).shape[1]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from everclip.errors import UserError, check_choice, check_range
 from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
-from everclip.updating.classifiers import features, layered, scores, text_form
+from everclip.updating.classifiers import features, scores, text_form
 from everclip.updating.gate import check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
@@ -96,7 +96,7 @@ def prepare(
         per_class=float(np.median(counts)) if labels else 0.0,
         exemplars=len(pictures.exemplars) / len(old) if old else 0.0,
         summed=float(summed.mean()) if len(summed) else 1.0,
-        layers=layered(state.known, state.frozen, state.sums) is not None,
+        layers=state.layers is not None,
         zero_shot=_zero_shot(state, pictures),
         towers=bool(state.known.templates),
     )
@@ -191,12 +191,11 @@ def _trial(
     """Compute what the candidates need: features of all images, and sums with and without the check images."""
     known, pixels, clip = pictures.known, pictures.pixels, state.frozen
     sums = state.sums.widened(len(known.names))
-    layers = layered(known, clip, sums)
     parts = (pictures.checks, pictures.new, pictures.older)
     step = watch("features of the frozen model", sum(map(len, parts)))
 
     def columns(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = features(clip, images, pixels, layers, step)
+        rows = features(clip, images, pixels, state.layers, step)
         return rows, torch.from_numpy(images.labels), torch.from_numpy(images.ids)
 
     checks = columns(pictures.checks)

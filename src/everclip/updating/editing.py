@@ -21,16 +21,13 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError, suggest
 from everclip.inference.assess import decoded
+from everclip.runs.words import listed
 from everclip.updating.classifiers import scores
 from everclip.updating.core import Outcome
 from everclip.updating.forgetting import placed, without
 from everclip.updating.images import holdout
 from everclip.updating.reliance import refitted, solved_anew, unlearned
 from everclip.updating.state import State
-from everclip.updating.verdict import listed
-
-SHOWN = 5
-"""Number of classes that the description of an edit names."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def rename(names: Sequence[str], new: Mapping[str, str]) -> Edit:
         raise UserError(f'two classes would be called "{twice[0]}": merge them, or give another name')
     check_names(after, "what rename gives")
     pairs = [f"{old} to {now}" for old, now in new.items()]
-    return Edit(f"renamed {listed(pairs, SHOWN)}", after, tuple(range(len(names))))
+    return Edit(f"renamed {listed(pairs)}", after, tuple(range(len(names))))
 
 
 def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
@@ -83,7 +80,7 @@ def merge(names: Sequence[str], parts: Sequence[str], into: str) -> Edit:
     after = tuple(into if label == labels[0] else names[label] for label in rest)
     check_names(after, "what merge gives")
     place = tuple(rest.index(labels[0] if label in labels else label) for label in range(len(names)))
-    return Edit(f"merged {listed([names[label] for label in labels], SHOWN)} into {into}", after, place)
+    return Edit(f"merged {listed([names[label] for label in labels])} into {into}", after, place)
 
 
 def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
@@ -93,7 +90,7 @@ def remove(names: Sequence[str], gone: Sequence[str]) -> Edit:
     if not after or not gone:
         raise UserError("name at least one class to remove, and leave at least one")
     place = tuple(after.index(name) if name in after else -1 for name in names)
-    return Edit(f"removed {listed(gone, SHOWN)}", after, place)
+    return Edit(f"removed {listed(gone)}", after, place)
 
 
 def edit(state: State, wanted: Edit, test: Dataset | None, max_drop: float) -> Outcome:

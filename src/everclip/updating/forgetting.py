@@ -28,7 +28,7 @@ from everclip.inference.predict import expanded
 from everclip.methods.shared.sums import Sums
 from everclip.system.reading import read_bytes, readable
 from everclip.updating.candidates import NAMES
-from everclip.updating.classifiers import features, layered
+from everclip.updating.classifiers import features
 from everclip.updating.reliance import refitted, solved_anew
 from everclip.updating.start import nothing
 from everclip.updating.state import State, now
@@ -141,8 +141,8 @@ def _found(state: State, files: Sequence[str]) -> tuple[ImageSet, np.ndarray]:
 
 def _columns(state: State, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Return features of the frozen model, and labels."""
-    pixels, layers = decoded(images, state.frozen), layered(state.known, state.frozen, state.sums)
-    return features(state.frozen, images, pixels, layers), torch.from_numpy(images.labels)
+    found = features(state.frozen, images, decoded(images, state.frozen), state.layers)
+    return found, torch.from_numpy(images.labels)
 
 
 def _without_images(state: State, given: ImageSet, gone: Sequence[int]) -> Sums:

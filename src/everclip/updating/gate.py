@@ -13,15 +13,12 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.inference.learned import of_run
+from everclip.runs.words import listed
 from everclip.updating.classifiers import scores
 from everclip.updating.images import Pictures, Watch, holdout, unwatched
 from everclip.updating.state import State
-from everclip.updating.verdict import listed
 
 log = logging.getLogger("everclip")
-
-NAMED = 5
-"""Number of classes that a warning names."""
 
 
 class Held(NamedTuple):
@@ -58,7 +55,7 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     old = len(state.known.names)
     lacking = [name for label, name in enumerate(state.known.names) if label not in tested]
     if old and len(lacking) < old and lacking:
-        some = listed(lacking, NAMED)
+        some = listed(lacking)
         log.warning(
             "--test has no image of %d of %d old classes, and what these lose is not measured: %s",
             len(lacking),

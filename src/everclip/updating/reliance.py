@@ -28,7 +28,6 @@ from everclip.updating.classifiers import (
     closed_form,
     columns_of,
     features,
-    layered,
     scores,
     text_form,
 )
@@ -202,7 +201,7 @@ def unlearned(
     if not _from_sums(state):
         return scores(model, images, pixels), None
     if every is None:
-        every = features(state.frozen, images, pixels, layered(state.known, state.frozen, state.sums))
+        every = features(state.frozen, images, pixels, state.layers)
     sums = state.sums.minus(every, torch.from_numpy(images.labels), torch.from_numpy(images.ids))
     apart = solved_anew(state, replace(state, sums=sums)).classifier
     assert isinstance(apart, Linear)

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from everclip.inference.merge import whole
 from everclip.inference.model import Deployed, open_model, save
 from everclip.methods.shared.sums import Sums
 from everclip.models.clip import Clip
+from everclip.models.depths import Depths
 from everclip.models.savable import savable
 from everclip.runs import card as cards
 from everclip.runs.schema import MOST_CLASSES
@@ -142,6 +144,11 @@ class State:
         """Number and bytes of the images that are kept, for the verdict."""
         size = self.exemplars.nbytes() + self.checks.nbytes()
         return {"exemplars": len(self.exemplars), "checks": len(self.checks), "bytes": size}
+
+    @cached_property
+    def layers(self) -> Depths | None:
+        """What its sums hold besides the embedding; None for those of older versions, which have it alone."""
+        return layered(self.known, self.frozen, self.sums)
 
     @property
     def encoder(self) -> Clip:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from everclip.runs.words import share
+from everclip.runs.words import listed, share
 
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
 """Largest number of classes on the page, so that it stays one page."""
 LISTED = 12
+"""Largest number of classes that a sentence names."""
 _TEMPLATES = Path(__file__).parents[1] / "assets" / "update"
 
 
 def change(points: float) -> str:
     """Return points with their sign."""
     return f"{points:+.1f}".replace("-", "−")
-
-
-def listed(names: Sequence[str], most: int = LISTED) -> str:
-    """Return the first ``most`` names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def files(verdict: dict[str, Any]) -> dict[str, str]:
@@ -40,7 +35,12 @@ def page(verdict: dict[str, Any]) -> str:
     ordered = sorted(rows, key=lambda row: row["after"] - (row["before"] or 0))
     loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals |= {"share": share, "change": change, "listed": listed, "counted": counted}
+    environment.globals |= {
+        "share": share,
+        "change": change,
+        "listed": partial(listed, most=LISTED),
+        "counted": counted,
+    }
     template = environment.get_template("classes.html.j2" if "edit" in verdict else "verdict.html.j2")
     more = max(0, len(ordered) - SHOWN)
     return template.render(v=verdict, rows=ordered[:SHOWN], more=more, reliance=reliance(verdict))
@@ -87,6 +87,6 @@ def lines(verdict: dict[str, Any]) -> list[str]:
         told.append(f"old classes: {gate['words']}")
     elif gate["unmeasured"]:
         told.append(
-            f"not measured, as there are no held-out images: old classes {listed(gate['unmeasured'])}"
+            f"not measured, as there are no held-out images: old classes {listed(gate['unmeasured'], LISTED)}"
         )
     return told + reliance(verdict)

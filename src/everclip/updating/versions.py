@@ -12,7 +12,7 @@ from everclip.data.gathered import gather, moved
 from everclip.errors import UserError
 from everclip.inference.learned import check_version
 from everclip.inference.model import save
-from everclip.runs.card import FILE, identity
+from everclip.runs.card import FILE, identity, is_model
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
@@ -54,7 +54,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     texts = files(outcome.verdict)
     if before.model is None or gone:  # there is nothing to go back to
         write(after, folder, texts, None)
-    elif source is not None and _is_model(source) and not _loose(source):
+    elif source is not None and is_model(source) and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
             raise UserError(f"{before.spec} has changed since the update began: update it again")
         write(after, folder, texts, source)
@@ -84,11 +84,6 @@ def _left(after: State, gone: str, folder: Path) -> State:
         *(gone, folder, f", and lacks {lost} images that were kept to learn from" if lost else ""),
     )
     return replace(after, exemplars=exemplars, checks=checks)
-
-
-def _is_model(folder: Path) -> bool:
-    """Return whether a folder holds a version or an exported model, and is not a run."""
-    return (folder / FILE).is_file() and not (folder / "config.toml").is_file()
 
 
 def _loose(folder: Path) -> bool:

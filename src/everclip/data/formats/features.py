@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from everclip.data.gathered import Encoded
 from everclip.data.images import Store, file_stamp
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
 from everclip.system.reading import readable
 
@@ -81,8 +81,7 @@ def read(file: Path) -> Features:
         file = file.expanduser()
         stamp = file_stamp(file)
     except (OSError, ValueError, RuntimeError) as error:  # the last for the home folder of an unknown user
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{file} cannot be read ({reason}): give an .npz file of features") from error
+        raise UserError(f"{file} cannot be read ({why(error)}): give an .npz file of features") from error
     return _read(file, stamp)
 
 

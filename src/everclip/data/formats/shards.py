@@ -19,7 +19,7 @@ import numpy as np
 from everclip.data.captions import checked
 from everclip.data.formats.pairs import of_json
 from everclip.data.images import MOST_BYTES, Store, file_stamp
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.reading import Unreadable, open_regular, parse_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -93,8 +93,7 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
                 seen.add(key)
                 _add(shard, file, key, members, captions)
     except (OSError, Unreadable) as error:
-        reason = (error.strerror if isinstance(error, OSError) else "") or error
-        raise UserError(f"shard {path} cannot be read ({reason}): check the file") from error
+        raise UserError(f"shard {path} cannot be read ({why(error)}): check the file") from error
     return shard
 
 
@@ -222,14 +221,11 @@ def _content(
 def _checked(where: str, extension: str, label: object) -> str:
     """Return a label as text, a number without leading zeros. Raises UserError for anything but a number or a name."""
     text = str(label).strip()
-    if isinstance(label, bool) or not isinstance(label, int | str) or not text:
-        raise UserError(f"{where} has the label {shown(label)} in .{extension}: use a number or a name")
-    if re.fullmatch(r"-[0-9]+", text):
-        raise UserError(f"{where} has the label {shown(text)}: number classes from 0, or leave it out")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return str(int(text))
-    if extension == "cls":
+    is_name = type(label) in (int, str) and text and not re.fullmatch(r"-[0-9]+", text)
+    if extension == "cls" or not is_name:
         raise UserError(
-            f"{where} has {shown(text)} in .cls, which is not a number: use .txt or .json for names"
+            f"{where} has the label {shown(label)} in .{extension}: use a number from 0, or a name in .txt or .json"
         )
     return text

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from everclip.data.formats.download import CHUNK, check_room, writing
-from everclip.errors import UserError
+from everclip.errors import UserError, why
 from everclip.system.atomic import remove_unfinished, settle, stage
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -88,8 +88,9 @@ def _readable(archive: Path) -> Iterator[None]:
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # gzip's own errors have no number
             raise
-        why = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{archive} cannot be unpacked ({why}): remove it, and get the original") from error
+        raise UserError(
+            f"{archive} cannot be unpacked ({why(error)}): remove it, and get the original"
+        ) from error
 
 
 def _members(archive: Path) -> Iterator[_Member]:

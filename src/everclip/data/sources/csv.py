@@ -40,7 +40,7 @@ from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.formats.times import TIME, numbered
 from everclip.data.images import MOST_BYTES, Dataset, FileStore
 from everclip.data.sources import TASKS, Source
-from everclip.errors import UserError, shown
+from everclip.errors import UserError, shown, why
 from everclip.system.reading import Unreadable, open_regular
 
 log = logging.getLogger("everclip")
@@ -62,6 +62,7 @@ CAPTIONED = {
 }
 """The same for a list with captions, which has no label."""
 HEADER = "use a header such as path,label or path,label,split,domain"
+RELATIVE = 'use paths relative to the list, with "/", that stay in its folder'
 PARTS = ("train", "test", "val")
 MOST_LINE = 1 << 20
 """Bytes of a line."""
@@ -185,8 +186,7 @@ def _lines(file: Path) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise UserError(f"line {number} of {file} is not UTF-8 text: save it as UTF-8") from error
     except (OSError, Unreadable) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"list {file} cannot be read ({reason}): give a csv file") from error
+        raise UserError(f"list {file} cannot be read ({why(error)}): give a csv file") from error
 
 
 def _together(where: str, line: int, first: _Entry, again: _Entry) -> _Entry:
@@ -234,10 +234,8 @@ def _entry(where: str, columns: Mapping[str, int], cells: Sequence[str]) -> _Ent
     if part not in PARTS:
         raise UserError(f"{where} has the split {shown(value['split'])}: use train, test or val")
     path = value["path"]
-    if re.match(r"([A-Za-z]:)?[/\\]", path):
-        raise UserError(f"{where} has the absolute path {shown(path)}: make it relative to the list")
-    if ".." in re.split(r"[/\\]", path):
-        raise UserError(f'{where} has ".." in the path {shown(path)}: put the list above its images')
+    if re.match(r"([A-Za-z]:)?[/\\]", path) or ".." in re.split(r"[/\\]", path):
+        raise UserError(f"{where} has the path {shown(path)}: {RELATIVE}")
     path = PurePosixPath(path).as_posix()
     if "caption" not in value:
         return _Entry(path, value["label"], part, value.get("domain", ""), value.get("time", ""))
@@ -252,12 +250,10 @@ def _check_image(where: str, folder: Path, key: str, fence: Fence) -> None:
         status = os.stat(path)
         inside = fence.holds(path)
     except (OSError, ValueError) as error:
-        reason = (error.strerror or "unreadable") if isinstance(error, OSError) else str(error)
-        hint = 'use "/" between folders' if "\\" in key else "use paths relative to the list's folder"
-        raise UserError(f"{where}: {shown(key)} cannot be read ({reason}): {hint}") from error
-    if not inside:
-        raise UserError(f"{where}: {shown(key)} links out of the list's folder: put the image itself there")
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{where}: {shown(key)} is not a file: use the path of an image")
+        raise UserError(f"{where}: {shown(key)} cannot be read ({why(error)}): {RELATIVE}") from error
+    if not inside or not stat.S_ISREG(status.st_mode):
+        raise UserError(
+            f"{where}: {shown(key)} is not a file in the list's folder: put the image itself there"
+        )
     if status.st_size > MOST_BYTES:
         raise UserError(f"{where}: {shown(key)} has {status.st_size:,} bytes: use at most {MOST_BYTES:,}")

@@ -40,7 +40,7 @@ from everclip.data.images import Dataset
 from everclip.data.prompts import PHOTO, read_lines
 from everclip.data.sources import Source
 from everclip.errors import UserError, shown, suggest
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import read_json, readable
 
 log = logging.getLogger("everclip")
 
@@ -108,7 +108,7 @@ def _parse(argument: str) -> tuple[str, dict[str, int], str | None]:
 
 
 def _find(spec: str) -> list[Path]:
-    """Return the shards' paths, sorted. Raises UserError where one is missing, compressed or no file."""
+    """Return the shards' paths, sorted. Raises UserError where one is missing or no file."""
     if os.path.isdir(spec):
         found = _in_folder(Path(spec))
     else:
@@ -118,10 +118,8 @@ def _find(spec: str) -> list[Path]:
     if len(paths) > MOST_SHARDS:
         raise UserError(f"{spec} names more than {MOST_SHARDS:,} shards: use larger ones")
     for path in paths:
-        if re.search(r"\.(gz|tgz|bz2|xz|zst)$", path.name.lower()):
-            raise UserError(f"shard {path} is compressed: unpack it to .tar")
         if not path.is_file():
-            raise UserError(f"shard {path} is {'not a file' if path.exists() else 'missing'}: copy it there")
+            raise UserError(f"shard {path} is missing, or is not a file: copy it there")
     return paths
 
 
@@ -255,15 +253,11 @@ def _size_is_known(shard: Shard) -> bool:
     path = shard.path.parent / "sizes.json"
     if not path.exists():
         return False
-    try:
+    entry = f'"{shard.path.name}": {len(shard.keys)}'
+    with readable(path, f"use {{{entry}, ...}}"):
         sizes = read_json(path)
-    except Unreadable as error:
-        raise UserError(f'{path} is not JSON: use {{"{shard.path.name}": {len(shard.keys)}, ...}}') from error
-    size = sizes.get(shard.path.name) if isinstance(sizes, dict) else None
-    if not isinstance(size, int):
-        raise UserError(f'{path} lacks {shard.path.name}: add "{shard.path.name}": {len(shard.keys)}')
-    if size != len(shard.keys):
-        raise UserError(f"shard {shard.path} has {len(shard.keys)} samples, not {size} (sizes.json): copy it")
+    if not isinstance(sizes, dict) or sizes.get(shard.path.name) != len(shard.keys):
+        raise UserError(f"{path} does not say {entry}: copy the shard again, or write that")
     return True
 
 
