@@ -565,7 +565,7 @@ def test_the_example_of_contributing_is_a_method(
     (tmp_path / "example_package" / "my_method.py").write_text(printed("MyMethod"))
     monkeypatch.syspath_prepend(tmp_path)
     name = "example_package.my_method"
-    test_steps_lower_the_loss(name, clip, toy, photos)
+    test_steps_lower_the_loss(name, copy.deepcopy(clip), toy, photos)
     test_state_round_trip_gives_a_bit_equal_next_step(name, copy.deepcopy(clip), toy, photos)
     test_inputs_are_not_changed(name, copy.deepcopy(clip), toy, photos)
     for budget in ("0", "12"):

@@ -111,7 +111,7 @@ def test_methods_learn_from_pairs(
         assert found["together"]["images"] == sum(results["test_counts"][: stage + 1])
     assert retrieval["zero_shot"]["together"]["captions"] >= retrieval["zero_shot"]["together"]["images"]
     assert len(results["zero_shot_per_task"]) == stages
-    assert caplog.text.count("give images with captions a column group") == (words == "gdro")
+    assert caplog.text.count("add a column group to images with captions") == (words == "gdro")
     assert (results["forgetting"] is None) == (stages == 1)
     assert schema.load(tmp_path / "r" / "results.json")["retrieval"] == retrieval
     assert not (tmp_path / "r" / "predictions.npz").exists()

@@ -204,7 +204,7 @@ def test_results_of_more_tasks_could_not_be_read(
     ]
     path = listed(tmp_path / "list.csv", header, [row[: header.count(",") + 1] for row in rows])
     words = [f"data=csv:{path}", f"model={toy}", f"scenario.kind={kind}", f"scenario.tasks={most + 1}"]
-    with pytest.raises(UserError, match=f"than can be read again: use at most {most:,}, such as"):
+    with pytest.raises(UserError, match=f"than can be read again: use at most {most:,}, with a"):
         Plan.of(configured(*words, "method=gdro"))
 
 
