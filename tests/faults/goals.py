@@ -170,7 +170,7 @@ def preempt(bench: Bench, index: int) -> Row:
     if (
         ended.status != 75
         or "Traceback" in ended.err
-        or f"stopped by {name}; everclip resume" not in ended.last
+        or f"stopped by {name}: everclip resume" not in ended.last
     ):
         return row | {"ok": False, "why": f"exit {ended.status}: {ended.err[-600:]}"}
     row["at"] = str(max(Store(out / "checkpoints", 1).places(), default=Place(0)).name)
