@@ -117,7 +117,7 @@ def figure(found: dict[str, Setting], colours: dict[str, str]) -> Figure:
         lines = {named(str(line.get_label())): line for ax in made.axes for line in ax.get_lines()}
         shown = {name: line for name, line in lines.items() if not name.startswith("_")}
         if shown:
-            made.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5, frameon=False)
+            made.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False)
     return made
 
 
