@@ -160,14 +160,17 @@ class Loader:
             self._check_views()
         which = {"mixed": np.ones_like(current), "new": current, "memory": ~current}[phase.data]
         images, current = images.select(which), current[which]
-        per_epoch = self.steps_per_epoch(len(images))
+        per_epoch, begun = self.steps_per_epoch(len(images)), start
         while start < steps:
             epoch, first = divmod(start, per_epoch)
             order = self.order(images, phase, (stage, index, epoch))[: first + steps - start]
             # groups are computed whole: images drawn at random would compute them time and again
             drawn = np.concatenate(order[first:]) if phase.sampler == "uniform" else np.arange(len(images))
             self.prepare(images.select(drawn), epoch, phase.views)
-            collectives.wait()
+            if (
+                start == begun or self.kept is not None
+            ):  # elsewhere a process that hangs is noticed within a step
+                collectives.wait()
 
             def make(step: int, order: _Order = order, epoch: int = epoch) -> tuple[int, _Part]:
                 where, key = order[step], (stage, index, epoch, step)
