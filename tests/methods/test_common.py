@@ -31,7 +31,7 @@ from tests import mixed
 from tests.marks import slow_after
 from tests.methods.stages import Course, batch
 from tests.printed import printed
-from tests.running import configured, logged, run, run_for, timeless
+from tests.running import WIDE, configured, logged, run, run_for, timeless
 
 EVERY = plugins.names("methods")
 UNTRAINED = {"fecam", "layup", "multilayer_lda", "ncm", "rail", "ranpac", "ridge", "slda", "zero_shot"}
@@ -505,7 +505,8 @@ def test_an_average_is_refused_to_what_was_fitted_to_other_weights(
 @pytest.mark.parametrize("name", slow_after(6, AVERAGED))
 def test_predictions_from_an_average_ask_for_nothing_fitted(name: str, toy: str, photos: str) -> None:
     """The classifier is the same, whether a task has ended with the average or with the learned weights."""
-    course = Course.of(f"data={photos}", f"model={toy}", "method=wise_ft", f"method.loss={name}")
+    narrow = ["method.options.width=64"] if f"method={name}" in WIDE else []
+    course = Course.of(f"data={photos}", f"model={toy}", "method=wise_ft", f"method.loss={name}", *narrow)
     task, method = course.enter(0), course.method
     for phase in course.learner.phases(task):
         course.phase(task, phase)
