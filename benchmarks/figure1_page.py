@@ -19,7 +19,7 @@ from everclip.compare.comparable import without_memory
 from everclip.compare.groups import Group, Memory, Setting, settings
 from everclip.errors import UserError
 from everclip.metrics.stats import paired
-from everclip.report.svg import VARIABLES, embedded, light
+from everclip.report.svg import embedded, light
 from everclip.runs.read import RunData, read_run
 from everclip.runs.schema import test_images
 from everclip.runs.tuned import searched
@@ -86,13 +86,9 @@ def at(setting: Setting, memory: Memory) -> Memory:
     return next(sizes, None)
 
 
-def figure(found: dict[str, Setting], colours: dict[str, str]) -> Figure:
+def figure(found: dict[str, Setting]) -> Figure:
     """The three panels."""
-    ink = {
-        key: colours.get(value, value) if isinstance(value, str) else value
-        for key, value in plots.STYLE.items()
-    }
-    with rc_context(ink):
+    with rc_context(plots.STYLE):
         made = Figure(figsize=SIZE, dpi=72, layout="constrained")
         grid = made.add_gridspec(2, 1)
         upper = made.add_subfigure(grid[0]).subplots(1, 3)
@@ -139,12 +135,11 @@ def draw(kept: Path) -> None:
     """Write figure.svg, figure-dark.svg, figure.pdf, cells.md and index.html into ``kept``."""
     runs = runs_of(kept)
     found = of_sets(runs)
-    svg = embedded(figure(found, {}), "figure1", "The paper's figure", ABOUT)
+    made = figure(found)
+    svg = embedded(made, "figure1", "The paper's figure", ABOUT)
     (kept / "figure.svg").write_text(light(svg) + "\n", encoding="utf-8")
-    dark = {value: DARK[name] for value, name in VARIABLES.items() if name in DARK}
-    svg = embedded(figure(found, dark), "figure1", "The paper's figure", ABOUT)
-    (kept / "figure-dark.svg").write_text(light(svg) + "\n", encoding="utf-8")
-    figure(found, {}).savefig(kept / "figure.pdf", metadata={"CreationDate": None})
+    (kept / "figure-dark.svg").write_text(light(svg, DARK) + "\n", encoding="utf-8")
+    made.savefig(kept / "figure.pdf", metadata={"CreationDate": None})
     less = [run for name in ("terms", "terms-unweighted") for run in read(kept / "runs" / name)]
     whole = [run for run in read(kept / "runs" / "caltech50-1") if run.method in ("gcl", "gdro")]
     switched = terms([*whole, *less]) if less else []

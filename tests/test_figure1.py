@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from benchmarks import figure1, figure1_page
 
+from everclip.plots import style
 from everclip.runs.read import read_run
 from tests.learned import learned
 
@@ -56,7 +57,14 @@ def test_drawing_again_changes_no_byte(kept: Path) -> None:
         figure1_page.draw(kept)
         found.append([(kept / name).read_bytes() for name in names])
     assert found[0] == found[1]
-    assert b"not run yet" in found[0][0]
+    bright, dark = found[0][:2]
+    assert b"not run yet" in bright
+    ink, dim = style.INK.encode(), style.DIM.encode()
+    assert (ink in bright, dim in bright) == (True, True)
+    assert (ink in dark.partition(b"</style>")[2], dim in dark) == (
+        False,
+        False,
+    )  # lines are of these colours too
 
 
 def test_which_images_are_right_is_kept(kept: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 import numpy as np
@@ -131,7 +132,12 @@ def _image(address: str) -> dict[str, str]:
     return attributes | {"href": f"{head},{base64.b64encode(file.getvalue()).decode()}"}
 
 
-def light(svg: str) -> str:
-    """Return an SVG for programs without CSS variables: with the light colours in their place, and a font."""
+def light(svg: str, others: Mapping[str, str] | None = None) -> str:
+    """Return an SVG for programs without CSS variables: with the light colours in their place, and a font.
+
+    Args:
+        others: colours to use instead, by the variable's name.
+    """
     head, _, body = svg.partition(">")
-    return re.sub(r"var\(--\w+, ([^)]+)\)", r"\1", f"{head}><style>{CSS}</style>{body}")
+    whole, given = f"{head}><style>{CSS}</style>{body}", others or {}
+    return re.sub(r"var\(--(\w+), ([^)]+)\)", lambda found: given.get(found[1], found[2]), whole)
