@@ -16,7 +16,7 @@ from everclip.data.prompts import PHOTO
 from everclip.data.scenario import Task
 from everclip.errors import RunError, UserError
 from everclip.methods.shared import closed_form
-from everclip.methods.shared.closed_form import best_lam, least
+from everclip.methods.shared.closed_form import best_lam, least, spanned
 from everclip.methods.shared.ridge import GRID
 from everclip.models.clip import Clip
 from everclip.seeding import generator
@@ -134,11 +134,12 @@ def test_lam_is_kept_where_nothing_can_be_held_out(clip: Clip) -> None:
 @pytest.mark.parametrize("rows", [9, 30, 400])
 @pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("drawn", [False, True])
-def test_cross_validation_is_that_of_the_hat_matrix(rows: int, noise: float, drawn: bool) -> None:
-    """With fewer rows than features, and more; with a prior and without."""
+@pytest.mark.parametrize("width", [20, 160])
+def test_cross_validation_is_that_of_the_hat_matrix(rows: int, noise: float, drawn: bool, width: int) -> None:
+    """With far fewer rows than features, fewer, and more; with a prior and without."""
     random = np.random.default_rng(7)
-    true = random.normal(size=(20, 3))
-    x = random.normal(size=(rows, 20)) * np.linspace(0.05, 2, 20)
+    true = random.normal(size=(width, 3))
+    x = random.normal(size=(rows, width)) * np.linspace(0.05, 2, width)
     y = x @ true + noise * random.normal(size=(rows, 3))
     prior = true + 0.3 * random.normal(size=true.shape) if drawn else None
     gram, cross = torch.from_numpy(x.T @ x), torch.from_numpy(x.T @ y)
@@ -151,7 +152,22 @@ def test_cross_validation_is_that_of_the_hat_matrix(rows: int, noise: float, dra
         kept = values > 1e-12 * values[-1]
         explained = np.square(vectors[:, kept].T @ y).sum(1)
         spectrum = torch.from_numpy(values[kept]), torch.from_numpy(explained)
-        assert least(*spectrum, values.sum() / 20, np.square(y).sum(), rows) == pytest.approx(found, rel=1e-9)
+        assert least(*spectrum, values.sum() / width, np.square(y).sum(), rows) == pytest.approx(
+            found, rel=1e-9
+        )
+
+
+def test_few_images_whose_sums_have_more_directions_are_not_taken_for_few() -> None:
+    """Sums that were estimated, or are of weighted images, are solved whole."""
+    random = np.random.default_rng(3)
+    x, y = (torch.from_numpy(random.normal(size=(300, size))) for size in (120, 3))
+    assert spanned(x[:9].T @ x[:9], 9) is not None
+    assert spanned(x.T @ x, 9) is None
+    counted = [best_lam(x.T @ x, x.T @ y, y.square().sum().item(), count) for count in (9, 300)]
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    explained = (vectors.T @ (x.T @ y)).square().sum(1) / values
+    unit, square = values.mean().item(), y.square().sum().item()
+    assert counted == pytest.approx([least(values, explained, unit, square, count) for count in (9, 300)])
 
 
 def test_cross_validation_golden(clip: Clip) -> None:

@@ -129,8 +129,6 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
 
 def _calibrate(model: Deployed, data: str) -> Deployed:
     """Fit the model's temperature on ``data`` and keep it in the model's folder, with what sets thresholds."""
-    from dataclasses import replace
-
     from everclip.inference import assess
 
     fitted, held = assess.fit_temperature(model, data)
@@ -143,4 +141,4 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
         f" {100 * held.finest:.2g}%, by the score {held.score}; {where}",
         file=sys.stderr,
     )
-    return replace(model, calibration=fitted, unknown=held)
+    return model.noting(calibration=fitted, unknown=held)

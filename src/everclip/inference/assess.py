@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:
     found = load_held_out(spec, model, "--calibrate")
     images = labelled(model, found, f"--calibrate {spec}")
     repeated(model.spec, images, spec)
-    plain = replace(model, calibration=None, unknown=None)
+    plain = model.noting(calibration=None, unknown=None)
     logits, unknown, labels = judged_all(plain, plain.judge, images, decoded(images, model.clip))
     truth = _columns(model, labels)
     never = truth[np.isneginf(logits[np.arange(len(truth)), truth])]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from everclip.data.templates import TEMPLATES
 from everclip.errors import UserError, suggest
 from everclip.inference.unknown import Judge, available
 from everclip.methods.base.method import TextClassifier, sharpness
+from everclip.methods.shared.statistics import LinearStatistics
 from everclip.metrics.calibration import Calibration
 from everclip.metrics.unknown import HeldOut
 from everclip.models import zoo
@@ -104,7 +106,18 @@ class Deployed:
     @property
     def reads_text(self) -> bool:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
-        return self.text_only or isinstance(self.classifier, TextClassifier)
+        if self.text_only:
+            return True
+        if self.plan is not None and isinstance(self.plan.method, LinearStatistics):
+            return False  # known without solving it
+        return isinstance(self.classifier, TextClassifier)
+
+    def noting(self, **notes: Any) -> Deployed:
+        """Return the same model with other ``calibration``, ``unknown`` or ``identity``, which its classifier does not
+        depend on: one that was made, as by solving it, is kept."""
+        made = replace(self, **notes)
+        vars(made).update({name: found for name, found in vars(self).items() if name == "classifier"})
+        return made
 
     def check_classes(self) -> None:
         """Raise UserError where it has learned images with captions, and no classes."""

@@ -20,6 +20,7 @@ from everclip.errors import UserError
 from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
 from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
+from everclip.methods.base.method import sharpness
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.calibration import Calibration, fit, none_best
 from everclip.metrics.unknown import HeldOut, held_out
@@ -102,7 +103,7 @@ def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[
         about |= {"score": held.score, "images": held.images, "finest_rate": held.finest}
         words = f"predict --unknown-at from {100 * held.finest:.2g} % up, by {held.score} on {held.images} check images"
     about["words"] = f"unknown pictures: {words}"
-    return replace(model, calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
+    return model.noting(calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
 
 
 def _temperature(
@@ -112,7 +113,7 @@ def _temperature(
     count, old = len(checked.labels), None if before is None else before.calibration
     other = before is not None and _kind(before) != _kind(model)
     told: dict[str, Any] = {"images": count, "needed": CALIBRATED, "fitted": False}
-    logits = checked.scores.astype(np.float64) * replace(model, calibration=None).to_logits
+    logits = checked.scores.astype(np.float64) * sharpness(model.classifier)
     lacking = None
     if count < CALIBRATED:
         lacking = f"{count} check images are too few for a temperature ({CALIBRATED} are needed)"

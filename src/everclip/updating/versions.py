@@ -69,7 +69,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
         after,
         spec=str(folder),
         place=folder.absolute(),
-        model=replace(model, identity=identity(folder)),
+        model=model.noting(identity=identity(folder)),
         exemplars=moved(outcome.state.exemplars, exemplars),
         checks=moved(outcome.state.checks, checks),
     )

@@ -99,6 +99,8 @@ LAMS = tuple(10 ** (step / 8) for step in range(-48, 17))
 
 FREE = 0.1
 """Least fraction of the images' degrees of freedom that ``best_lam`` leaves."""
+FEW, SPARE = 4, 8
+"""Images are few where G has ``FEW`` times as many columns, ``SPARE`` more images counted in."""
 
 
 def best_lam(
@@ -116,7 +118,8 @@ def best_lam(
     denominator are nearly 0, so a lam that leaves less than ``FREE`` of the n degrees of freedom is not chosen.
 
     Exact from the sums, since |Y - X W|^2 and tr H follow from the eigenvalues l_i of G and R = V' Q. The terms are
-    written so that nothing cancels: of |R_i|^2 / l_i, direction i leaves the fraction (lam / (l_i + lam))^2.
+    written so that nothing cancels: of |R_i|^2 / l_i, direction i leaves the fraction (lam / (l_i + lam))^2. With far
+    fewer images than features, the eigenvalues are those of G within the directions that the images span.
 
     Args:
         square: |Y|^2.
@@ -128,11 +131,31 @@ def best_lam(
     if prior is not None:  # what is left to learn, Y - X prior
         square += ((prior * (gram @ prior)).sum() - 2 * (prior * cross).sum()).item()
         cross = cross - gram @ prior
+    unit, rounding = gram.diagonal().mean().item(), len(gram) * torch.finfo(torch.float64).eps
+    basis = spanned(gram, count)
+    if basis is not None:
+        gram, cross = basis.T @ gram @ basis, basis.T @ cross
     values, vectors = torch.linalg.eigh(gram)
-    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+    kept = values > rounding * values[-1]
     spread = values[kept]
     explained = (vectors[:, kept].T @ cross).square().sum(1) / spread
-    return least(spread, explained, gram.diagonal().mean().item(), square, count)
+    return least(spread, explained, unit, square, count)
+
+
+def spanned(gram: Float64[Tensor, "m m"], count: int) -> Float64[Tensor, "m r"] | None:
+    """Return an orthonormal basis of the directions that ``count`` images span, far fewer than G has columns.
+
+    It is that of the product of G and a few more random columns than images (Halko, Martinsson and Tropp 2011). None
+    where eigenvalues of G itself take no longer, or where G has more outside of it than a thousandth of the least lam
+    that ``best_lam`` tries: sums that were estimated are not those of so few images.
+    """
+    columns = count + SPARE
+    if FEW * columns > len(gram):
+        return None
+    drawn = torch.randn(len(gram), columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(gram @ drawn.to(gram.device)).Q
+    outside = gram.trace() - ((gram @ basis) * basis).sum()
+    return basis if outside <= 1e-3 * LAMS[0] * gram.diagonal().mean() else None
 
 
 def least(
