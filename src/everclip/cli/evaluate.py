@@ -222,11 +222,10 @@ def retained(model: Deployed, run: str, data: str) -> dict[str, Any]:
         UserError: the model was not trained from another one, or that one is not available.
     """
     from everclip.inference import assess
-    from everclip.inference.model import pretrained
 
     if model.plan is None:
         raise UserError(f"--retention needs a trained model, and {run} has learned nothing: leave it out")
-    before, found = pretrained(model), assess.load(data, model)
+    before, found = assess.pretrained(model), assess.load(data, model)
     return {
         "data": found.name,
         "model": before.name,

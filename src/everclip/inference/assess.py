@@ -24,9 +24,11 @@ from everclip.inference.model import Deployed, zero_shot
 from everclip.inference.unknown import Judge, available, judged_all
 from everclip.metrics.calibration import FEW, Calibration, fit, none_best
 from everclip.metrics.unknown import HeldOut, auroc, fpr95, held_out
+from everclip.models import zoo
 from everclip.models.clip import Clip
 from everclip.runs import card as cards
 from everclip.training.evaluate import Scores, evaluate
+from everclip.training.restore import device
 
 log = logging.getLogger("everclip")
 
@@ -190,6 +192,13 @@ def _is_part_of(spec: str, whole: str) -> bool:
     this, root = (Path(name.partition(":")[2]).expanduser().resolve() for name in (spec, whole))
     parts = {"train", "test" if (root / "test").is_dir() else "val"}
     return this == root or (this.parent == root and this.name in parts)
+
+
+def pretrained(model: Deployed) -> Clip:
+    """Return the model that a learned one started from, at its image size. Raises UserError if it is unavailable."""
+    assert model.plan is not None
+    config = model.plan.config
+    return zoo.load(config.model, config.image_size, device("auto"))
 
 
 def fit_temperature(model: Deployed, spec: str) -> tuple[Calibration, HeldOut]:

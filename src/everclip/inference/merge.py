@@ -23,9 +23,9 @@ from everclip.data.images import Dataset
 from everclip.data.pixels import Pixels
 from everclip.data.scenario import Task, seen
 from everclip.errors import UserError
-from everclip.inference.assess import KEPT_BYTES, decoded, examined, load_held_out
+from everclip.inference.assess import KEPT_BYTES, decoded, examined, load_held_out, pretrained
 from everclip.inference.learned import repeated
-from everclip.inference.model import LOCAL, Deployed, is_learned, open_model, pretrained, zero_shot
+from everclip.inference.model import LOCAL, Deployed, is_learned, open_model, zero_shot
 from everclip.methods.shared.weights import blend
 from everclip.models import zoo
 from everclip.models.clip import Clip

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,15 +105,11 @@ class Deployed:
     @property
     def reads_text(self) -> bool:
         """Whether the text tower's class embeddings are the classifier, so that the two towers are the whole model."""
-        if self.text_only:
-            return True
-        if self.plan is not None and isinstance(self.plan.method, LinearStatistics):
-            return False  # known without solving it
-        return isinstance(self.classifier, TextClassifier)
+        linear = self.plan is not None and isinstance(self.plan.method, LinearStatistics)  # unsolved, too
+        return self.text_only or (not linear and isinstance(self.classifier, TextClassifier))
 
-    def noting(self, **notes: Any) -> Deployed:
-        """Return the same model with other ``calibration``, ``unknown`` or ``identity``, which its classifier does not
-        depend on: one that was made, as by solving it, is kept."""
+    def noting(self, **notes: object) -> Deployed:
+        """Return the same model with another ``calibration``, ``unknown`` or ``identity``, and its classifier."""
         made = replace(self, **notes)
         vars(made).update({name: found for name, found in vars(self).items() if name == "classifier"})
         return made
@@ -183,13 +178,6 @@ def check_own(spec: str, options: Mapping[str, object]) -> None:
     given = next((name for name, value in options.items() if value is not None), None)
     if given:
         raise UserError(f"{given} is for models that have learned nothing; {spec} has its own: leave it out")
-
-
-def pretrained(model: Deployed) -> Clip:
-    """Return the model that a learned one started from, at its image size. Raises UserError if it is unavailable."""
-    assert model.plan is not None
-    config = model.plan.config
-    return zoo.load(config.model, config.image_size, device("auto"))
 
 
 def open_model(
@@ -261,8 +249,7 @@ def _of_checkpoint(path: Path) -> Deployed:
     if place is None or folder is None or not (folder / FILE).is_file():
         return of_run(path)
     found = _of_folder(folder, str(path))
-    kept = cards.read_calibration(path, {"stage": place.task - 1})
-    return replace(found, **kept._asdict(), identity="")
+    return replace(found, **cards.read_calibration(path, {"stage": place.task - 1})._asdict(), identity="")
 
 
 def _of_folder(folder: Path, spec: str) -> Deployed:
