@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 CHANGES = {
     "new_classes": {"range(10), range(10, 15)": "range(3), range(3, 5)", "image_size=96": "image_size=64"},
     "new_domain": {
-        "np.isin(images.domains, domains)": "np.flatnonzero(np.isin(images.domains, domains))[::2]",
+        "np.isin(images.domains, domains)": "np.flatnonzero(np.isin(images.domains, domains))[::4]",
         "image_size=96": "image_size=32",
     },
     "many_updates": {"CLASSES, BATCH = 12, 12": "CLASSES, BATCH = 4, 12", "image_size=96": "image_size=64"},
