@@ -163,6 +163,10 @@ def test_an_interruption_says_how_to_go_on(
     assert (
         complaint(capsys, "doctor", code=130) == 'interrupted; "everclip resume RUN" continues a stopped run'
     )
+    raising(
+        monkeypatch, ValueError('Error building "model" validator:\n  KeyboardInterrupt: ')
+    )  # as pydantic does
+    assert complaint(capsys, "doctor", code=130).startswith("interrupted; ")
     raising(monkeypatch, KeyboardInterrupt("interrupted; everclip resume runs/X continues it"))
     assert complaint(capsys, "doctor", code=130) == "interrupted; everclip resume runs/X continues it"
 

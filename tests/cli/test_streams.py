@@ -265,15 +265,29 @@ def test_what_is_for_want_of_memory(error: Exception, asked: str) -> None:
         assert memory_words(other) == ""
 
 
+STARTED = """
+import os, sys
+from everclip.__main__ import main
+os.write({end}, b"begun")
+os.close({end})
+sys.exit(main())
+"""
+
+
 def interrupted(words: list[str], ready: Callable[[float], bool]) -> tuple[int, str]:
-    """Ctrl-C once it is time for it."""
+    """Ctrl-C once it is time for it, counted from where Python itself has started."""
+    begun, end = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "everclip", *words],
+        [sys.executable, "-c", STARTED.format(end=end), *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=[end],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    os.close(end)
+    with os.fdopen(begun) as line:
+        assert line.read() == "begun"
     start = time.monotonic()
     while process.poll() is None and not ready(time.monotonic() - start):
         time.sleep(0.005)

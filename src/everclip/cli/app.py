@@ -123,7 +123,10 @@ def _failed(error: Exception) -> int:
         return _fail(short, 1)
     if isinstance(error, UserError | RunError):
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
-    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+    # pydantic, where it builds a model, keeps its name alone
+    if any(
+        isinstance(cause, KeyboardInterrupt) or "KeyboardInterrupt" in str(cause) for cause in causes(error)
+    ):
         return _fail(_INTERRUPTED, INTERRUPTED)  # a library has made something else of Ctrl-C
     place = plugins.fault(error)
     if not place and (line := _lost(error)):
