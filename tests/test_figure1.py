@@ -61,10 +61,8 @@ def test_drawing_again_changes_no_byte(kept: Path) -> None:
     assert b"not run yet" in bright
     ink, dim = style.INK.encode(), style.DIM.encode()
     assert (ink in bright, dim in bright) == (True, True)
-    assert (ink in dark.partition(b"</style>")[2], dim in dark) == (
-        False,
-        False,
-    )  # lines are of these colours too
+    drawn = dark.partition(b"</style>")[2]  # lines are of these colours, too
+    assert (ink in drawn, dim in drawn) == (False, False)
 
 
 def test_which_images_are_right_is_kept(kept: Path) -> None:

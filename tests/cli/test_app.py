@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from docstring_parser import google
 from PIL import Image
+from pydantic_core import SchemaError
 
 import everclip
 from everclip.cli import app, catalogue, doctor
@@ -163,9 +164,7 @@ def test_an_interruption_says_how_to_go_on(
     assert (
         complaint(capsys, "doctor", code=130) == 'interrupted; "everclip resume RUN" continues a stopped run'
     )
-    raising(
-        monkeypatch, ValueError('Error building "model" validator:\n  KeyboardInterrupt: ')
-    )  # as pydantic does
+    raising(monkeypatch, SchemaError('Error building "model" validator:\n  KeyboardInterrupt: '))
     assert complaint(capsys, "doctor", code=130).startswith("interrupted; ")
     raising(monkeypatch, KeyboardInterrupt("interrupted; everclip resume runs/X continues it"))
     assert complaint(capsys, "doctor", code=130) == "interrupted; everclip resume runs/X continues it"

@@ -123,10 +123,7 @@ def _failed(error: Exception) -> int:
         return _fail(short, 1)
     if isinstance(error, UserError | RunError):
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
-    # pydantic, where it builds a model, keeps its name alone
-    if any(
-        isinstance(cause, KeyboardInterrupt) or "KeyboardInterrupt" in str(cause) for cause in causes(error)
-    ):
+    if any(_of_ctrl_c(cause) for cause in causes(error)):
         return _fail(_INTERRUPTED, INTERRUPTED)  # a library has made something else of Ctrl-C
     place = plugins.fault(error)
     if not place and (line := _lost(error)):
@@ -135,6 +132,12 @@ def _failed(error: Exception) -> int:
     if place:
         return _fail(f"{place}: {type(error).__name__}: {error}", 1)
     return _fail(f"internal error ({type(error).__name__}): please report it with the lines above", 1)
+
+
+def _of_ctrl_c(cause: BaseException) -> bool:
+    """Return whether this is Ctrl-C, or pydantic's error for one that came while it built a model."""
+    built = type(cause).__name__ == "SchemaError" and "KeyboardInterrupt" in str(cause)
+    return built or isinstance(cause, KeyboardInterrupt)
 
 
 def _lost(error: Exception) -> str:

@@ -167,9 +167,8 @@ class Loader:
             # groups are computed whole: images drawn at random would compute them time and again
             drawn = np.concatenate(order[first:]) if phase.sampler == "uniform" else np.arange(len(images))
             self.prepare(images.select(drawn), epoch, phase.views)
-            if (
-                start == begun or self.kept is not None
-            ):  # elsewhere a process that hangs is noticed within a step
+            # a long wait hides that a process hangs: without anything to compute, the first step's is enough
+            if start == begun or self.kept is not None:
                 collectives.wait()
 
             def make(step: int, order: _Order = order, epoch: int = epoch) -> tuple[int, _Part]:
