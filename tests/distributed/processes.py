@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch._C._distributed_c10d import TCPStore
 
 ROOT = Path(__file__).parents[2]
+_STORES: WeakKeyDictionary[subprocess.Popen[str], TCPStore] = WeakKeyDictionary()
+"""The store of each run, kept as long as its first process is known."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -20,15 +24,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(count: int, command: list[str], **options: Any) -> list[subprocess.Popen[str]]:
-    """``python COMMAND`` in ``count`` processes that find each other."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    return [
+    """``python COMMAND`` in ``count`` processes that find each other through a store that outlives them."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    started = [
         subprocess.Popen(
             [sys.executable, *command],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), TORCHELASTIC_RUN_ID="test", **shared),
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -36,6 +39,8 @@ def start(count: int, command: list[str], **options: Any) -> list[subprocess.Pop
         )
         for rank in range(count)
     ]
+    _STORES[started[0]] = store
+    return started
 
 
 def finish(processes: list[subprocess.Popen[str]], seconds: float = 400) -> list[tuple[int, str, str]]:

@@ -120,26 +120,39 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, toy: str, photos: st
     same(run(tmp_path / "one", *tokens), results, tmp_path / "one", out, keys=10)
 
 
-class Served:
-    """A store whose server ends with the first process, as soon as this process has asked."""
-
-    def __init__(self) -> None:
-        self.servers = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False)]
-        self.client = TCPStore("localhost", self.servers[0].port, timeout=timedelta(seconds=1))
-
-    def add(self, key: str, count: int) -> int:
-        found = self.client.add(key, count)
-        self.servers.clear()
-        return found
-
-
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_process_that_learns_late_that_the_store_is_gone_is_silent(asked: int) -> None:
-    store = Served()
-    if asked:
-        store.servers[0].add("why the run ends", asked)
-    with pytest.raises(SystemExit if asked else Stopped), launch._alone(store, 0):
+def test_a_process_whose_store_is_gone_with_its_machine_says_why_it_ends() -> None:
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    client = TCPStore("localhost", server.port, timeout=timedelta(seconds=1))
+    del server
+    with pytest.raises(Stopped), launch._alone(client):
         raise Stopped(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_the_first_is_silent_once_that_has_spoken() -> None:
+    """The others of a step learn of a failure only when the first process is gone."""
+    first, other = finish(start(2, ["-c", WAITS]), 60)
+    assert (first[0], other[0]) == (1, 1), (first, other)
+    assert errors([first[2], other[2]]) == ["error: the disk is full"]
+
+
+WAITS = """
+import os, sys, torch
+import torch.distributed as dist
+from everclip.distributed import collectives, launch
+from everclip.errors import RunError
+try:
+    with launch.joined("cpu"):
+        if collectives.rank() == 0:
+            raise RunError("the disk is full")
+        with collectives.answered():
+            dist.broadcast(torch.zeros(1), src=0)
+except RunError as error:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+except SystemExit as error:
+    os._exit(error.code)
+"""
 
 
 @contextmanager

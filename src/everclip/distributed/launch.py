@@ -20,10 +20,6 @@ from everclip.distributed import collectives
 from everclip.errors import RunError, UserError
 from everclip.system.signals import PREEMPTED, Stopped
 
-ASKED = 8.0
-"""Seconds to wait for all processes to ask, enough on a busy machine; one that was killed never does. Together with the
-wait within a step this stays under a minute."""
-
 
 def started() -> bool:
     """Return whether torchrun has started several processes."""
@@ -55,7 +51,7 @@ def joined(device: str) -> Iterator[None]:
         store = _fresh(store, number, count)
     if number > 0:
         logging.getLogger("everclip").setLevel(logging.ERROR)
-    with _alone(store, count if number == 0 else 0):
+    with _alone(store):
         with collectives.answered():
             dist.init_process_group(
                 _backend(device), store=store, rank=number, world_size=count, timeout=collectives.TIMEOUT
@@ -122,29 +118,25 @@ def ending() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(store: Any, asking: int) -> Iterator[None]:
+def _alone(store: Any) -> Iterator[None]:
     """Let one process report what ends them all: the first that has something to report.
 
-    Args:
-        asking: how many processes must have asked before this one ends, as the store may end with it.
+    ``store`` is torchrun's: it outlives the processes.
     """
     try:
         yield
     except (UserError, RunError, Stopped) as error:
-        if _spoken(store, asking):
+        if _spoken(store):
             codes = {UserError: 2, RunError: 1, Stopped: PREEMPTED}
             raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
         raise
     except Exception:
-        _spoken(store, asking)  # a fault is always shown; the others need not say that this process has ended
+        _spoken(store)  # a fault is always shown; the others need not say that this process has ended
         raise
 
 
-def _spoken(store: Any, asking: int) -> bool:
-    """Return, once ``asking`` processes have asked, whether another one has already said why the run ends."""
-    key, end, before = "why the run ends", time.monotonic() + ASKED, False
-    with suppress(RuntimeError):  # the store is gone with the machine that had it, or with the first process
-        before = store.add(key, 1) > 1
-        while store.add(key, 0) < asking and time.monotonic() < end:
-            time.sleep(0.02)
-    return before
+def _spoken(store: Any) -> bool:
+    """Return whether another process has already said why the run ends."""
+    with suppress(RuntimeError):  # the store is gone with the machine that had it
+        return store.add("why the run ends", 1) > 1
+    return False
