@@ -30,8 +30,8 @@ PANELS: tuple[tuple[str, str, Memory], ...] = (
     ("emoji", "b  emoji", None),
     ("pacs", "c  PACS, memory 0", 0),
     ("pacs", "c  PACS, 10 per class", 10),
-    ("emoji-domains", "c  emoji vendors, memory 0", 0),
-    ("emoji-domains", "c  emoji vendors, 10 per class", 10),
+    ("emoji-domains", "c  vendors, memory 0", 0),
+    ("emoji-domains", "c  vendors, 10 per class", 10),
 )
 """Set, title, and exemplars per class of a panel that shows each domain."""
 DARK = {"ink": "#e7ebee", "dim": "#a3adb6", "grid": "#333b42", "edge": "#66707a", "page": "#14181c"}
@@ -124,11 +124,12 @@ def named(series: str) -> str:
 
 def crop(ax: Axes) -> None:
     """Leave zero-shot off where all others are far above it, and say so: their differences would not be seen."""
-    ends = [(line.get_label() == "zero-shot", np.min(line.get_ydata())) for line in ax.get_lines()]
-    zero, rest = ([end for own, end in ends if own is which] for which in (True, False))
+    lines = [(line.get_label() == "zero-shot", np.asarray(line.get_ydata())) for line in ax.get_lines()]
+    zero, rest = ([end for own, ends in lines if own is which for end in ends] for which in (True, False))
     if zero and rest and min(rest) - min(zero) > FAR:
         ax.set_ylim(bottom=min(rest) - 5)
-        ax.text(0.02, 0.02, f"zero-shot: {min(zero):.1f} %", transform=ax.transAxes)
+        said = " to ".join(dict.fromkeys(f"{end:.1f}" for end in (min(zero), max(zero))))
+        ax.text(0.02, 0.02, f"zero-shot: {said} %", transform=ax.transAxes)
 
 
 def draw(kept: Path) -> None:
