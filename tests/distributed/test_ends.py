@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from everclip.distributed import collectives, launch
 from everclip.system.signals import Stopped
@@ -118,6 +118,13 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, toy: str, photos: st
     assert [code for code, _, _ in again] == [0, 0], again
     results = json.loads((out / "results.json").read_text())
     same(run(tmp_path / "one", *tokens), results, tmp_path / "one", out, keys=10)
+
+
+def test_only_the_first_process_that_has_a_reason_reports_it() -> None:
+    store = HashStore()
+    for ends in (Stopped, SystemExit):
+        with pytest.raises(ends), launch._alone(store):
+            raise Stopped(signal.SIGTERM)
 
 
 def test_a_process_whose_store_is_gone_with_its_machine_says_why_it_ends() -> None:
