@@ -88,7 +88,7 @@ class Bench:
     def test(self) -> None:
         """Test as a run does after a task, without computing class embeddings."""
         weights = torch.nn.functional.normalize(torch.ones(len(self.task.classes), self.width), dim=1)
-        evaluate(self.clip, lambda _: TextClassifier(self.clip, weights), [self.task], self.loader)
+        evaluate(lambda _: TextClassifier(self.clip, weights), [self.task], self.loader)
 
     def batches(self) -> Iterator[Batch]:
         """Endless training batches."""

@@ -136,9 +136,7 @@ def by_tasks(tasks: int, scratch: Path) -> dict[str, float]:
         clip, method, loader, every = context.clip, context.method, context.loader, context.plan.tasks
         for task in every:
             stages.append(spent(lambda task=task: learn(context, task)))
-            scores = evaluate(
-                clip, lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader
-            )
+            scores = evaluate(lambda labels: method.classifier(clip, labels), every[: task.index + 2], loader)
             line = context.record.end_stage(task, scores, context.memory, method.state_bytes())
             loop._close_stage(context, checkpointer, task, line)  # pyright: ignore[reportPrivateUsage]
             sizes.append(resident())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from everclip.config import config_hash
 from everclip.data.loader import Loader
@@ -94,6 +95,26 @@ def test_both_references_encode_a_test_image_once(
     assert sum(passes) == plain + sum(task["train"] for task in start["tasks"])
 
 
+def test_a_head_is_tested_without_dropout_and_trains_on_with_it(toy: str, photos: str) -> None:
+    plan = Plan.of(configured(f"data={photos}", f"model={toy}"))
+    clip = zoo.load(toy)
+    loader = Loader(Pixels(plan.data.train.store, clip.eval_transform, clip.image_size, 0, 0), 4, "none", 0)
+    size, classes = clip.image_size or 0, len(seen(plan.tasks))
+    head = nn.Sequential(nn.Linear(3 * size**2, classes), nn.Dropout(0.5))
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(images.flatten(1).float())
+
+    found, again = (evaluate(lambda labels: Holder(), plan.tasks, loader) for _ in range(2))
+    assert (found.scores == again.scores).all()
+    assert all(module.training for module in head.modules())
+
+
 def test_zero_shot_is_scored_as_by_the_classifier_of_texts(toy: str, photos: str) -> None:
     plan = Plan.of(configured(f"data={photos}", f"model={toy}"))
     clip = zoo.load(toy)
@@ -101,7 +122,7 @@ def test_zero_shot_is_scored_as_by_the_classifier_of_texts(toy: str, photos: str
     names = [plan.prompts.names[label] for label in seen(plan.tasks)]
     weights = clip.class_embeddings(names, plan.prompts.templates).detach()
     found, features = evaluate_pretrained(clip, weights, plan.tasks, loader)
-    other = evaluate(clip, lambda labels: TextClassifier(clip, weights), plan.tasks, loader)
+    other = evaluate(lambda labels: TextClassifier(clip, weights), plan.tasks, loader)
     assert (found.scores == other.scores).all()
     assert (found.truth == other.truth).all()
     assert (found.tasks == other.tasks).all()

@@ -150,3 +150,18 @@ def test_adamw_gives_the_bits_of_torchs_and_takes_its_state() -> None:
         assert mine["param_groups"] == other["param_groups"]
         if number == 0:
             ours.load_state_dict(copy.deepcopy(other))
+
+
+def test_text_features_that_were_kept_do_not_outlive_a_step(toy: str, photos: str) -> None:
+    found, clip, _ = update(toy, photos, "train.lr_text=0.1")
+    clip.keep_features()
+    trained = [p for p in clip.parameters() if p.requires_grad]
+    clip.requires_grad_(False)
+    before = clip.encode_text(["a photo of a cat."])
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    found.step(one(clip), "here", [])
+    clip.requires_grad_(False)
+    after = clip.encode_text(["a photo of a cat."])
+    assert not torch.allclose(before, after)
+    assert_close(after, copy.deepcopy(clip).encode_text(["a photo of a cat."]), atol=1e-6, rtol=0)

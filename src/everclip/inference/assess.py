@@ -74,7 +74,7 @@ def answers(model: Deployed, images: ImageSet, pixels: Pixels | None = None) -> 
     pixels = decoded(images, model.clip) if pixels is None else pixels
     everything = [Task(0, "the data", model.labels, images, images)]
     # the classifier was built before: evaluate asks for one of the task's labels, which are the model's
-    scores = evaluate(model.clip, lambda labels: model.classifier, everything, Loader(pixels, 128))
+    scores = evaluate(lambda labels: model.classifier, everything, Loader(pixels, 128))
     return Answers(model, scores, pixels.skipped())
 
 

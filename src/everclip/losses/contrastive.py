@@ -16,9 +16,9 @@ since exponents reach hundreds at small temperatures.
 Equations 1-5 are those of arXiv 2605.03866. Their text is not public and no code was released, so the forms here are a
 reconstruction, after SogCLR (arXiv 2202.12387) and the bimodal loss of LibAUC; docs/methods.md says what is certain.
 
-In matrices of pairs a row is an anchor. All functions but ``clip_loss``, ``negatives`` and ``differences``
-also accept part of the rows with all the columns, which is how processes share one batch: the mean of the
-gradients over equal parts is the gradient of the whole.
+In matrices of pairs a row is an anchor. All functions but ``clip_loss``, ``sigmoid_loss``,
+``negatives`` and ``differences`` also accept part of the rows with all the columns, which is how processes share one
+batch: the mean of the gradients over equal parts is the gradient of the whole.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
+import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from malloc.h
 _KEPT = 1 << 30
@@ -18,6 +20,12 @@ def free_memory() -> int | None:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+
+
+def peak_resident() -> int:
+    """Return the largest number of bytes that this process has had in main memory."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> None:

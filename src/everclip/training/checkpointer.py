@@ -72,7 +72,7 @@ class Checkpointer(Journal):
 
     def scored(self) -> None:
         """Add the results of its test to the checkpoint of the finished task."""
-        content = {key: value for key, value in self._state().items() if key != "method"}
+        content = self._noted()
         if self.run.writes:
             amend(self.run.store.folder(self.place), {RECORD: json.dumps(content).encode()})
 
@@ -120,14 +120,16 @@ class Checkpointer(Journal):
                 self.stop.ask(signal)
             self.stop.check()
 
-    def _state(self) -> dict[str, Any]:
+    def _noted(self) -> dict[str, Any]:
         context = self.context
         return {
             "log_bytes": self.run.log_bytes(),
-            "method": context.method.state_dict(),
             "record": context.record.state_dict(),
             "skipped": context.loader.pixels.skipped(),
         }
+
+    def _state(self) -> dict[str, Any]:
+        return self._noted() | {"method": self.context.method.state_dict()}
 
     def _save(self, place: Place, update: Update | None) -> None:
         """Save a place within a task."""

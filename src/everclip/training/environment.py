@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from everclip.distributed import collectives
+from everclip.system.machine import peak_resident
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
@@ -36,7 +36,6 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Return the peak memory in bytes: of the GPU's allocator if there is a GPU, else the process's resident size."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the peak memory in bytes: of the GPU's allocator if a GPU was used, else the process's resident size."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return on_gpu or peak_resident()

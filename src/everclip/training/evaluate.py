@@ -127,7 +127,6 @@ class Scores(Measured):
 
 @torch.inference_mode()
 def evaluate(
-    clip: Clip,
     classifier: Callable[[tuple[int, ...]], nn.Module],
     tasks: Sequence[Task],
     loader: Loader,
@@ -145,8 +144,12 @@ def evaluate(
         RunError: not one test image of a task can be read.
     """
     labels = seen(tasks)
-    classify = classifier(labels).eval()
+    classify = classifier(labels)
+    modes = [(module, module.training) for module in classify.modules()]
+    classify.eval()
     found = _tested(tasks, loader, lambda images: classify(images).float(), count)
+    for module, training in modes:  # it may hold modules of the method, such as its head
+        module.training = training
     return _scores(labels, found, sharpness(classify))
 
 

@@ -182,6 +182,8 @@ class Update:
             stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grads_with_norm_(stepped, most, norm)
         self.optimizer.step()
+        # torch's fused step does not count as a change in place, by which kept text features are known to be stale
+        torch.autograd.graph.increment_version([p for g in self.optimizer.param_groups for p in g["params"]])
         self._forget()  # their memory is the next forward pass's
         scale = self._clip.logit_scale
         if scale.requires_grad:  # a frozen one may be larger, as SigLIP's is

@@ -56,7 +56,7 @@ def scores(
         text = TextClassifier(clip, clip.class_embeddings(names, plan.prompts.templates))
         return Handed(own, text, len(learned), task_id == "known")
 
-    return among(evaluate(clip, classifier, tasks, context.loader, count), tasks, task_id)
+    return among(evaluate(classifier, tasks, context.loader, count), tasks, task_id)
 
 
 def among(found: Scores, tasks: Sequence[Task], task_id: Literal["known", "unknown"] | None) -> Scores:

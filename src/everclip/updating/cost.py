@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everclip.models.clip import Clip
+from everclip.system.machine import peak_resident
 from everclip.training.pace import measured
 from everclip.updating.candidates import SHARES
 from everclip.updating.classifiers import width
@@ -72,8 +71,7 @@ def _weights(clip: Clip) -> int:
 
 def _memory(clip: Clip, pictures: Pictures, train: bool) -> int:
     """Return bytes: the process's peak so far, copies of the model, gradients and moments, activations, sums."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    now = peak_resident()
     sums = 6 * 8 * width(pictures.known, clip) ** 2
     if not train:
         return now + sums + _weights(clip)

@@ -55,13 +55,10 @@ class Described(Frozen):
         other one; 0 where there are none. Fewer differences are read again."""
         count = len(self.seen)
         found = self.text.new_zeros(DRAWS, count, count, self.text.shape[1])
-        names = [self.prompts.names[label] for label in self.seen]
-        for one, name in enumerate(names):
-            known = {
-                names.index(o): w
-                for o, w in self.differences.get(name, {}).items()
-                if o in names and o != name
-            }
+        places = {self.prompts.names[label]: place for place, label in enumerate(self.seen)}
+        for name, one in places.items():
+            differences = self.differences.get(name, {})
+            known = {places[o]: words for o, words in differences.items() if o in places and o != name}
             texts = [
                 phrase(name, words[draw % len(words)]) for words in known.values() for draw in range(DRAWS)
             ]
@@ -84,7 +81,7 @@ def compared(
     best = cosines.topk(min(BEST, cosines.shape[1]), dim=1).indices
     found = torch.zeros_like(cosines)
     for image, classes in enumerate(best):
-        summed = normalize(table[:, classes][:, :, classes].sum(2), dim=2)
+        summed = normalize(table[:, classes[:, None], classes].sum(2), dim=2)
         found[image, classes] = (summed @ z[image]).mean(0)
     return found
 

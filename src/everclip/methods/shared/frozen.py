@@ -109,10 +109,10 @@ class Frozen(Kept, Method):
         found = [(self.raw(clip, b.images) if raw else clip.encode_image(b.images), b) for b in batches]
         rows = torch.cat([features for features, _ in found])
         keys = [key for _, b in found for key in zip(b.labels.tolist(), b.domains.tolist(), strict=True)]
-        return {
-            key: rows[[place for place, other in enumerate(keys) if other == key]]
-            for key in sorted(dict.fromkeys(keys))
-        }
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        return {key: rows[places[key]] for key in sorted(places)}
 
 
 def raw_prompts(clip: Clip, prompts: list[str]) -> Float[Tensor, "p d"]:
