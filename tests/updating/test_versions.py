@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from torch.testing import assert_close
 from everclip.cli.app import main
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
+from everclip.index import maps
+from everclip.inference import learned
 from everclip.inference.model import open_model
 from everclip.methods.shared.layers import Layers
 from everclip.models.depths import Depths
@@ -19,9 +24,10 @@ from everclip.runs.card import CALIBRATION_FILE
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed
 from everclip.system.checkpoint import BEFORE, EARLIER
+from everclip.updating import kept
 from everclip.updating.classifiers import features
-from everclip.updating.state import read
-from everclip.updating.versions import rollback, write_next
+from everclip.updating.state import FROZEN, TUNED, read
+from everclip.updating.versions import UNDONE, rollback, write_next
 from tests.learned import coloured
 from tests.training.test_disk import files_up_to
 from tests.versions import COLD, ENDS, WARM, begin, colours, first, updated, written
@@ -43,6 +49,10 @@ def test_what_could_not_be_read_again_is_not_written(
     monkeypatch.setattr("everclip.system.reading.MOST_PARTS", 8)
     with pytest.raises(UserError, match=r"update\.json would be too large .*: keep fewer exemplars"):
         write_next(made, base, tmp_path / "v1")
+    monkeypatch.undo()
+    domains = tuple(map(str, range(100_001)))
+    with pytest.raises(UserError, match=r"update\.json would have more than 100,000 names in a list"):
+        write_next(replace(made, state=replace(made.state, domains=domains)), base, tmp_path / "v1")
     assert not (tmp_path / "v1").exists()
 
 
@@ -54,6 +64,8 @@ def test_a_long_history_drops_its_oldest_class_names(
     later = written(updated(state, colours(tmp_path / "cold", COLD)), state, tmp_path / "v2")
     assert [line["classes"] for line in later.record["history"]] == [[], [*COLD]]
     assert [line["version"] for line in later.record["history"]] == [1, 2]
+    monkeypatch.setattr("everclip.updating.state.MOST_LINES", 1)
+    assert [line["version"] for line in later.next_record("ridge", 0, [])["history"]] == [3]
 
 
 @pytest.fixture
@@ -362,7 +374,6 @@ def test_a_full_disk_leaves_nothing_behind(
     for words in (
         ("export", versions / "v2", "-o", versions / "out"),
         ("forget", versions / "v2", "--class", "red", "-o", versions / "out"),
-        ("rollback", versions / "v2"),
     ):
         with files_up_to(3_000):
             err = said(capsys, 1, *words)
@@ -370,3 +381,82 @@ def test_a_full_disk_leaves_nothing_behind(
         assert "cannot be written (File too large): make room" in err
         assert sorted(path.name for path in versions.iterdir()) == before
     assert read(versions / "v2").version == 2
+
+
+def test_a_rollback_needs_no_room(versions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files_up_to(3_000):
+        said(capsys, 0, "rollback", versions / "v2")
+    assert [read(versions / name).version for name in ("v2", f"v2{UNDONE}")] == [1, 2]
+
+
+def test_files_that_the_manifest_does_not_name_do_not_count(versions: Path) -> None:
+    folder = versions / "v2"
+    known = read(folder)
+    for name in (FROZEN, TUNED, maps.FILE):
+        (folder / name).write_bytes((folder / "open_clip_model.safetensors").read_bytes())
+    found = read(folder)
+    assert found.frozen.whole_state().keys() == known.frozen.whole_state().keys()
+    assert (found.tuned is None, found.map) == (known.tuned is None, None)
+
+
+def test_a_model_folder_over_a_version_is_refused(versions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, 0, "export", versions / "v1", "-o", versions / "other")
+    shutil.copytree(versions / "other", versions / "v2", dirs_exist_ok=True)
+    words = ("--add", coloured(versions / "ends", ENDS, 6), "--dry-run")
+    err = said(capsys, 2, "update", versions / "v2", *words)
+    assert "v2 is damaged (images.json is not in its manifest.json)" in err
+
+
+def test_a_previous_version_that_was_changed_is_not_vouched_for(versions: Path) -> None:
+    state = begin(str(versions / "v2"))
+    made = updated(state, colours(versions / "ends", ENDS))
+    weights = versions / "v2" / "open_clip_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="v2 has changed since it was opened"):
+        write_next(made, state, versions / "v3")
+    assert not (versions / "v3").exists()
+
+
+def test_a_version_that_is_replaced_while_it_is_opened_is_refused(
+    versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = kept.read
+
+    def replaced(*given: Any) -> Any:
+        monkeypatch.undo()
+        rollback(versions / "v2")
+        return opened(*given)
+
+    monkeypatch.setattr(kept, "read", replaced)
+    with pytest.raises(UserError, match="v2 has changed while it was opened: repeat the command"):
+        read(versions / "v2")
+
+
+def test_a_rollback_follows_no_link_of_a_stranger(versions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (versions / "secret").write_text("secret")
+    for name, to in (("README.md", versions / "secret"), ("calibration.json", "calibration.json")):
+        (versions / "v2" / BEFORE / name).unlink(missing_ok=True)
+        (versions / "v2" / BEFORE / name).symlink_to(to)
+    said(capsys, 0, "rollback", versions / "v2")
+    assert not (versions / "v2" / "README.md").exists()
+    (versions / "loop").symlink_to("loop")
+    assert "loop is not a version" in said(capsys, 2, "rollback", versions / "loop")
+
+
+def test_a_number_too_large_in_a_list_of_images(versions: Path) -> None:
+    folder = versions / "v2"
+    content = (folder / "images.json").read_text()
+    number = next(row[4] for row in json.loads(content)["rows"])
+    changed = folder.with_name("changed")
+
+    def put(where: Path) -> None:
+        for name in checkpoint.names(folder):
+            shutil.copyfile(folder / name, where / name)
+        (where / "images.json").write_text(content.replace(str(number), f"{10**30}"))
+
+    checkpoint.commit(changed, put)
+    with pytest.raises(UserError, match=r"changed is damaged \(images.json"):
+        learned.of(str(changed))

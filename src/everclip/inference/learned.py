@@ -87,7 +87,7 @@ def _of_version(folder: Path) -> Learned:
         rows = read_json(folder / LIST)["rows"]
         kept = np.array([row[4] for row in rows], dtype=np.int64)
         return Learned(np.concatenate([Sums.load(folder / SUMS).ids.numpy(), kept]), None)
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({LIST} or {SUMS}): use another copy") from error
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -153,6 +154,15 @@ def identity(folder: Path) -> str:
         with checkpoint.checked(folder):
             return checkpoint.identity(folder)
     return hashlib.sha256(text_of(read(folder)).encode()).hexdigest()
+
+
+def own_files(folder: Path) -> dict[str, Path]:
+    """Return the files that a folder's manifest names, and those unsigned ones that lie beside it, by name. Raises as
+    ``checkpoint.verify`` does."""
+    # unsigned files may be links to anything: keep those beside the manifest itself, as in a hub's cache
+    home = os.path.dirname(os.path.realpath(folder / MANIFEST))
+    loose = {n for n in checkpoint.UNSIGNED if os.path.dirname(os.path.realpath(folder / n)) == home}
+    return {name: folder / name for name in checkpoint.names(folder) | loose}
 
 
 class Fitted(NamedTuple):

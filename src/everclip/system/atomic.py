@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -207,6 +207,18 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
             if not place.is_symlink():
                 sync(place)
         settle(made, path)
+
+
+def link(files: Mapping[str, Path], where: Path) -> None:
+    """Put files into a folder by name, as hard links where possible, and leave out what is none. Raises OSError."""
+    for name, file in files.items():
+        if file.is_file():
+            # a hub's snapshot has relative links, which would lead nowhere from here
+            file = file.resolve()
+            try:
+                os.link(file, where / name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, where / name)
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -17,12 +17,10 @@ The manifest is written last, and only then does the folder get its name: it exi
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,8 @@ from everclip.models.savable import savable
 from everclip.runs import card as cards
 from everclip.runs.schema import MOST_CLASSES
 from everclip.system import checkpoint, kinds
-from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST, UNSIGNED
+from everclip.system.atomic import link
+from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import check_json, read_json, readable
 from everclip.system.text import check
 from everclip.updating import kept
@@ -52,9 +51,10 @@ FORMAT = 1
 FROZEN, TUNED = "frozen.safetensors", "tuned.safetensors"
 FROZEN_TRAINED = "frozen_trained"
 """A key of update.json: whether a run has trained the frozen model on images of the first classes."""
-MOST_NAMES = 500_000
-"""Class names in a history: with more, update.json would soon be larger than what is read."""
+MOST_NAMES, MOST_LINES = 500_000, 10**5
+"""Class names and lines in a history: with more names, update.json would soon be larger than what is read."""
 
+_REMEDY = "use another copy, or the version it was made from"
 _NAMES = kinds.listed(kinds.text, MOST_CLASSES)
 _LINE = kinds.table(
     {"version": kinds.COUNT, "images": kinds.COUNT, "classes": _NAMES}
@@ -64,7 +64,7 @@ _RECORD = kinds.table(
     {"format": lambda value: value == FORMAT, "domains": _NAMES, "base": kinds.table({})},
     {
         "version": kinds.COUNT,
-        "history": kinds.listed(_LINE, 10**5),
+        "history": kinds.listed(_LINE, MOST_LINES),
         "forgotten": kinds.listed(kinds.table({}), 10**5),
         FROZEN_TRAINED: kinds.truth,
     },
@@ -157,7 +157,8 @@ class State:
 
 
 def _recent(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return a history whose oldest lines have no class names where all together have too many."""
+    """Return the newest lines of a history, the oldest of them without class names where all have too many."""
+    history = history[-MOST_LINES:]
     names = np.cumsum([len(line["classes"]) for line in reversed(history)])[::-1]
     return [
         line if total <= MOST_NAMES else dict(line) | {"classes": []}
@@ -169,15 +170,24 @@ def read(folder: Path) -> State:
     """Return the version in a folder.
 
     Raises:
-        UserError: a file of it is missing, or is not what was written.
+        UserError: a file of it is missing, or is not what was written; or it became another version meanwhile.
     """
-    record = _checked(folder)
+    with checkpoint.checked(folder, _REMEDY):
+        opened = checkpoint.identity(folder)
+    try:
+        return _read(folder)
+    finally:  # whatever went wrong in a mixture of two is not the cause
+        if cards.identity(folder) != opened:
+            raise UserError(f"{folder} has changed while it was opened: repeat the command")
+
+
+def _read(folder: Path) -> State:
+    record, names = _checked(folder)
     model = open_model(str(folder))
     clip = whole(model.encoder)
     try:
         frozen, tuned = (
-            weights_of(clip, load_file(folder / name)) if (folder / name).is_file() else None
-            for name in (FROZEN, TUNED)
+            weights_of(clip, load_file(folder / name)) if name in names else None for name in (FROZEN, TUNED)
         )
         exemplars, checks = kept.read(folder, clip)
         sums = Sums.load(folder / SUMS)
@@ -186,7 +196,7 @@ def read(folder: Path) -> State:
         domains = tuple(record["domains"])
         _check(known, sums, (exemplars, checks), domains)
         layered(known, frozen or clip, sums)
-        mapped = maps.load(folder / maps.FILE) if (folder / maps.FILE).is_file() else None
+        mapped = maps.load(folder / maps.FILE) if maps.FILE in names else None
     except UserError:
         raise
     except Exception as error:  # a damaged or a stranger's file makes its reader raise anything
@@ -210,28 +220,35 @@ def _check(known: Known, sums: Sums, images: Sequence[ImageSet], domains: Sequen
         raise ValueError("its images have domains without a name")
 
 
-def _checked(folder: Path) -> dict[str, Any]:
-    """Compare every file with the manifest, then read update.json. Raises UserError."""
-    with checkpoint.checked(folder, "use another copy, or the version it was made from"):
+def _checked(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
+    """Compare every file with the manifest; return the content of update.json and the names of all files that the
+    manifest vouches for, as others may be of another version. Raises UserError."""
+    with checkpoint.checked(folder, _REMEDY):
         checkpoint.verify(folder)
+        names = checkpoint.names(folder)
+        if missing := {RECORD, LIST, kept.IMAGES, SUMS} - names:
+            raise checkpoint.Damaged(f"{min(missing)} is not in its {MANIFEST}")
         record = read_json(folder / RECORD)
     check(record, folder / RECORD)
     if not _RECORD(record):
         raise UserError(f"{folder / RECORD} has another format than {FORMAT}: use the everclip that wrote it")
-    return record
+    return record, names
 
 
-def write(state: State, folder: Path, files: Mapping[str, str], before: Path | None) -> None:
+def write(
+    state: State, folder: Path, files: Mapping[str, str], before: Path | None, identity: str = ""
+) -> None:
     """Commit a version.
 
     Args:
         folder: a new or empty folder.
         files: more files by name, such as the verdict.
         before: the previous version's folder, whose files are kept.
+        identity: that of the model that ``before`` must hold, if it has a manifest.
 
     Raises:
-        UserError: something has appeared at ``folder``, which is left alone, the file of a kept image has gone, or
-            there are more images or classes than can be read again.
+        UserError: something has appeared at ``folder``, which is left alone, the file of a kept image has gone,
+            ``before`` holds another model, or there are more images or classes than can be read again.
         OSError: the disk is full or fails; nothing is left of the new folder then.
     """
     model = state.model
@@ -252,6 +269,10 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
             "tasks": [task.model_dump() for task in state.known.tasks],
             "domains": list(state.domains),
         }
+        if not _RECORD(record):  # no later update could read it
+            raise UserError(
+                f"{RECORD} would have more than {MOST_CLASSES:,} names in a list: know fewer classes"
+            )
         content = {RECORD: json.dumps(record, ensure_ascii=False, indent=1) + "\n", LIST: images, **files}
         for name, text in content.items():
             if name in (RECORD, LIST):  # no later update could read it
@@ -261,7 +282,7 @@ def write(state: State, folder: Path, files: Mapping[str, str], before: Path | N
         for file in where.glob("*.safetensors"):  # safetensors writes files that their owner alone may read
             file.chmod((where / RECORD).stat().st_mode)
         if before is not None:
-            _keep(before, where / BEFORE)
+            _keep(before, where / BEFORE, identity)
 
     checkpoint.commit(folder, put)
 
@@ -272,26 +293,14 @@ def _same(one: Clip, other: Clip) -> bool:
     return mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
 
 
-def _keep(before: Path, where: Path) -> None:
+def _keep(before: Path, where: Path, identity: str) -> None:
     """Keep a version's files in a folder, without the version before it or anything else that lies there."""
-    own = {file.name for file in before.iterdir()}
-    if (before / MANIFEST).is_file():
-        # unsigned files may be links to anything: keep those beside the manifest itself, as in a hub's cache
-        home = (before / MANIFEST).resolve().parent
-        beside = {name for name in UNSIGNED if (before / name).resolve().parent == home}
-        own = checkpoint.names(before) | beside
-
-    def put(target: Path) -> None:
-        for name in own:
-            if (before / name).is_file() and not name.startswith((EARLIER, ".")):
-                # a hub's snapshot has relative links, which would lead nowhere from here
-                file = (before / name).resolve()
-                try:
-                    os.link(file, target / name)
-                except OSError:  # another disk, or one without links
-                    shutil.copyfile(file, target / name)
-
+    signed = (before / MANIFEST).is_file()
+    own = cards.own_files(before) if signed else {file.name: file for file in before.iterdir()}
     where.mkdir()
-    checkpoint.fill(where, put)
-    if not (before / MANIFEST).is_file():
+    own = {name: file for name, file in own.items() if not name.startswith((EARLIER, "."))}
+    checkpoint.fill(where, partial(link, own))
+    if not signed:
         cards.carry_calibration(before, where)
+    elif identity and checkpoint.identity(where) != identity:
+        raise UserError(f"{before} has changed since it was opened: repeat the command")

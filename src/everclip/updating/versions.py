@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from everclip.data.gathered import gather, moved
 from everclip.errors import UserError
 from everclip.inference.learned import check_version
 from everclip.inference.model import save
-from everclip.runs.card import FILE, identity, is_model
+from everclip.runs.card import FILE, identity, is_model, own_files
 from everclip.system import checkpoint
-from everclip.system.atomic import claimed, recover, stage, swap, write_atomic
+from everclip.system.atomic import claimed, link, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import printable
@@ -57,7 +57,7 @@ def write_next(outcome: Outcome, before: State, folder: Path) -> State:
     elif source is not None and is_model(source) and not _loose(source):
         if before.model.identity and identity(source) != before.model.identity:
             raise UserError(f"{before.spec} has changed since the update began: update it again")
-        write(after, folder, texts, source)
+        write(after, folder, texts, source, before.model.identity)
     else:
         with stage(folder) as scratch:
             save(before.model, scratch)
@@ -127,7 +127,7 @@ def rollback(version: str | os.PathLike[str]) -> tuple[Path, Path]:
         UserError: the folder is not a version, is damaged, in use, or has none before it.
         OSError: the disk is full or fails; the folder is as it was then.
     """
-    folder = Path(version).expanduser().resolve()  # a link stays, and leads where it led
+    folder = Path(os.path.realpath(Path(version).expanduser()))  # a link stays, and leads where it led
     if Path(os.path.realpath(".")).is_relative_to(folder):
         raise UserError(f"{version} is or contains the current folder: run this in the folder above it")
     recover(folder)
@@ -145,12 +145,8 @@ def _rollback(folder: Path) -> Path:
             " or the one before it was missing"
         )
 
-    def put(where: Path) -> None:
-        for name, file in kept.items():
-            shutil.copyfile(file, where / name)
-
     with stage(folder) as restored:
-        checkpoint.fill(restored, put)
+        checkpoint.fill(restored, partial(link, kept))
         return swap(restored, folder, UNDONE)
 
 
@@ -159,8 +155,7 @@ def _before(folder: Path) -> dict[str, Path]:
     inner = folder / BEFORE
     if inner.is_dir() and not inner.is_symlink():
         checkpoint.verify(inner)  # it may be whole where the version is not
-        names = checkpoint.names(inner) | checkpoint.UNSIGNED
-        return {name: inner / name for name in names if (inner / name).is_file()}
+        return own_files(inner)
     checkpoint.verify(folder)  # earlier releases kept its files beside the version's own
     kept = [name for name in checkpoint.names(folder) if name.startswith(EARLIER)]
     return {
