@@ -98,6 +98,32 @@ def test_a_gate_that_is_not_met_is_exit_code_3_and_no_model(
     assert not [*tmp_path.glob("v2.verdict.*")]  # which spoke of the attempt before
 
 
+def test_what_no_update_wrote_is_neither_removed_nor_overwritten(
+    world: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped = coloured(tmp_path / "swapped", {"blue": (220, 40, 40), "green": (230, 220, 50)}, 40, 3)
+    words = ["update", world["v1"], "--add", swapped, "--test", world["test"]]
+    own = {tmp_path / "v2.verdict.html": "<title>my notes</title>", tmp_path / "v2.verdict.json": "{}"}
+    for file, text in own.items():
+        file.write_text(text)
+    assert main([*words, "--max-drop", "0", "-o", str(tmp_path / "v2")]) == 3
+    assert caplog.text.count("is left alone: the verdict is not written there") == 2
+    assert main([*words, "--max-drop", "100", "-o", str(tmp_path / "v2")]) == 0
+    assert {file: file.read_text() for file in own} == own
+
+
+def test_an_interrupt_after_the_commit_says_that_the_version_is_written(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("everclip.cli.update.print_table", interrupted)
+    words = ["update", world["v1"], "--add", world["cold"], "--test", world["test"], "--max-drop", "100"]
+    assert main([*words, "-o", str(tmp_path / "v2")]) == 130
+    assert f"interrupted: {tmp_path / 'v2'} is written" in capsys.readouterr().err
+
+
 def test_the_file_that_json_is_redirected_to_stays(world: dict[str, str], tmp_path: Path) -> None:
     words = [world["v1"], "--add", world["cold"], "--test", world["test"], "--max-drop", "100", "--json"]
     told = tmp_path / "v2.verdict.json"
@@ -119,6 +145,8 @@ def test_a_gate_that_measures_nothing_is_refused(
         f"error: old classes of {world['v1']} may lose 1 points, but --test has no image of them:"
         " add some to --test, or use --unmeasured (in Python: no max_drop)"
     )
+    assert main([*words, "--dry-run"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == told.splitlines()[-1]
     assert "chosen" not in told  # nothing was trained either
     assert not [path for path in tmp_path.iterdir() if "v2" in path.name]
     assert main([*words, "--unmeasured"]) == 0
@@ -136,6 +164,8 @@ def test_a_dry_run_predicts_and_writes_nothing(
     assert 0 < found["training_seconds"] <= found["seconds"]
     assert found["minutes"] == pytest.approx(found["seconds"] / 60, abs=0.01)
     assert found["memory_bytes"] > 0
+    assert main(["update", world["v1"], "--add", many, "--dry-run", "-o", world["v1"]]) == 2
+    assert "v1 exists: give a new or an empty folder" in capsys.readouterr().err
     assert main(["update", world["v1"], "--add", many, "--dry-run"]) == 0
     assert "nothing was trained" in capsys.readouterr().out
 

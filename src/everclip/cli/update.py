@@ -85,7 +85,10 @@ def update(
     if not dry_run and test is None:
         raise UserError("everclip update needs --test: give held-out images of old and new classes")
     from everclip.inference.predict import read_classes
+    from everclip.system.outputs import check_new
 
+    if out is not None:
+        check_new(out)
     chosen = knobs or Knobs()
     given = (None if classes is None else read_classes(classes), memory, chosen.image_size)
     return _run(deployed, (add, test), given, chosen, None if dry_run else out, json)
@@ -100,6 +103,7 @@ def _run(
     json: bool,
 ) -> int:
     """Update, or if ``out`` is None show the plan."""
+    from everclip.inference.learned import is_version
     from everclip.system.atomic import claimed
     from everclip.system.outputs import check_new
     from everclip.system.progress import Progress
@@ -121,7 +125,8 @@ def _run(
         if path is None:
             _dry(state, found, held, options, json)
             return 0
-        with leaving(f"{deployed} is unchanged and {out} was not written; the same command starts again"):
+        unwritten = f"{deployed} is unchanged and {out} was not written; the same command starts again"
+        with leaving(lambda: f"{out} is written" if is_version(path) else unwritten):
             with Progress() as progress:
                 outcome = run(state, found, held, options, progress)
             code = _written(outcome, state, path, json)
@@ -220,8 +225,15 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
 def _dry(state: State, found: Dataset, held: Dataset | None, options: Options, json: bool) -> None:
     from everclip.updating.core import prepare
     from everclip.updating.cost import predict
+    from everclip.updating.gate import check_measured, unseen
+    from everclip.updating.index import Guard
 
+    Guard(state, options.index)
     pictures, facts, decision = prepare(state, found, options, test=held)
+    if held is not None:
+        tested = unseen(state, pictures, held, options.same)
+        if not options.unmeasured:
+            check_measured(state, tested, options.max_drop)
     cost = predict(state.frozen, pictures, decision, 0 if held is None else len(held.whole()))
     result = {
         "facts": vars(facts),

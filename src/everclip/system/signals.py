@@ -71,14 +71,18 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def leaving(words: str) -> Iterator[None]:
+def leaving(words: str | Callable[[], str]) -> Iterator[None]:
     """Add ``words`` to an interrupt, or ``Stopped``, of this block: what is left, and what continues it."""
+
+    def left() -> str:
+        return words if isinstance(words, str) else words()
+
     try:
         yield
     except Stopped as error:
-        raise Stopped(error.signal, f"{error.cause}: {words}") from None
+        raise Stopped(error.signal, f"{error.cause}: {left()}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted: {words}") from None
+        raise KeyboardInterrupt(f"interrupted: {left()}") from None
 
 
 class Stop:

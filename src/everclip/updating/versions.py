@@ -16,15 +16,17 @@ from everclip.runs.card import FILE, identity, is_model, own_files
 from everclip.system import checkpoint
 from everclip.system.atomic import claimed, link, recover, stage, swap, write_atomic
 from everclip.system.checkpoint import BEFORE, EARLIER, MANIFEST
-from everclip.system.reading import Unreadable, read_json
+from everclip.system.reading import Unreadable, read_json, read_text
 from everclip.system.text import printable
 from everclip.updating import kept as kept_images
 from everclip.updating.core import Outcome
 from everclip.updating.state import State, write
-from everclip.updating.verdict import PAGE_FILE, files
+from everclip.updating.verdict import files
 
 log = logging.getLogger("everclip")
 
+_TITLE = "<title>everclip: version "
+"""What the page of every verdict has near its beginning."""
 UNDONE = ".undone"
 """Suffix of an undone version's name."""
 
@@ -101,15 +103,20 @@ def settle(outcome: Outcome, before: State, folder: Path) -> None:
         write_next(outcome, before, folder)
     for name, text in files(outcome.verdict).items():
         beside = folder.with_name(f"{folder.name}.{name}")
-        if not outcome.passed:
-            write_atomic(beside, text)
-        elif name == PAGE_FILE or _refusal(beside):  # an earlier attempt's
+        ours = _refusal(beside)  # an earlier attempt's
+        if outcome.passed and ours:
             beside.unlink(missing_ok=True)
+        elif not outcome.passed and (ours or not os.path.lexists(beside)):
+            write_atomic(beside, text)
+        elif not outcome.passed:
+            log.warning("%s holds something else and is left alone: the verdict is not written there", beside)
 
 
 def _refusal(file: Path) -> bool:
     """Return whether a file holds a verdict that did not pass; a file that --json is redirected to does not."""
     try:
+        if file.suffix == ".html":
+            return _TITLE in read_text(file)[:500]
         found = read_json(file)
     except Unreadable:
         return False
