@@ -168,6 +168,11 @@ def _raw_text(clip: Clip, prompts: list[str]) -> Float[Tensor, "p width"]:
     return torch.cat(chunks)
 
 
+def text_files() -> Path:
+    """Return the folder of the text tower's config and tokenizer, checked. Raises UserError as ``folder`` does."""
+    return _sources()[_TEXT_WEIGHTS].parent
+
+
 def _sources() -> dict[str, Path]:
     """File name -> checked path, for every file of ``_FILES``."""
     supplied = os.environ.get("EVERCLIP_LITE_DIR")
