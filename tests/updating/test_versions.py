@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from everclip.cli.app import main
@@ -368,12 +370,17 @@ def test_a_version_that_changed_meanwhile_is_not_kept_as_the_one_before(versions
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    versions: Path, toy: str, capsys: pytest.CaptureFixture[str]
+    versions: Path, toy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def unable(*given: object) -> None:
+        raise OSError(errno.EPERM, "no hard links on this disk")
+
+    monkeypatch.setattr("os.link", unable)
     before = sorted(path.name for path in versions.iterdir())
     for words in (
         ("export", versions / "v2", "-o", versions / "out"),
         ("forget", versions / "v2", "--class", "red", "-o", versions / "out"),
+        ("rollback", versions / "v2"),
     ):
         with files_up_to(3_000):
             err = said(capsys, 1, *words)
@@ -392,11 +399,13 @@ def test_a_rollback_needs_no_room(versions: Path, capsys: pytest.CaptureFixture[
 def test_files_that_the_manifest_does_not_name_do_not_count(versions: Path) -> None:
     folder = versions / "v2"
     known = read(folder)
-    for name in (FROZEN, TUNED, maps.FILE):
-        (folder / name).write_bytes((folder / "open_clip_model.safetensors").read_bytes())
-    found = read(folder)
-    assert found.frozen.whole_state().keys() == known.frozen.whole_state().keys()
-    assert (found.tuned is None, found.map) == (known.tuned is None, None)
+    others = {key: value + 1 for key, value in load_file(folder / "open_clip_model.safetensors").items()}
+    for name in {FROZEN, TUNED, maps.FILE} - checkpoint.names(folder):
+        save_file(others, folder / name)
+        found = read(folder)
+        now, then = found.frozen.whole_state(), known.frozen.whole_state()
+        assert all(torch.equal(now[key], value) for key, value in then.items())
+        assert (found.tuned is None, found.map) == (known.tuned is None, None)
 
 
 def test_a_model_folder_over_a_version_is_refused(versions: Path, capsys: pytest.CaptureFixture[str]) -> None:

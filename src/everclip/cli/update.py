@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,7 +87,7 @@ def update(
     from everclip.inference.predict import read_classes
     from everclip.system.outputs import check_new
 
-    if out is not None:
+    if dry_run and out is not None:
         check_new(out)
     chosen = knobs or Knobs()
     given = (None if classes is None else read_classes(classes), memory, chosen.image_size)
@@ -223,17 +223,11 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
 
 
 def _dry(state: State, found: Dataset, held: Dataset | None, options: Options, json: bool) -> None:
-    from everclip.updating.core import prepare
+    from everclip.updating.core import checked
     from everclip.updating.cost import predict
-    from everclip.updating.gate import check_measured, unseen
-    from everclip.updating.index import Guard
 
-    Guard(state, options.index)
-    pictures, facts, decision = prepare(state, found, options, test=held)
-    if held is not None:
-        tested = unseen(state, pictures, held, options.same)
-        if not options.unmeasured:
-            check_measured(state, tested, options.max_drop)
+    options = replace(options, unmeasured=options.unmeasured or held is None)
+    _, pictures, facts, decision, _ = checked(state, found, held, options)
     cost = predict(state.frozen, pictures, decision, 0 if held is None else len(held.whole()))
     result = {
         "facts": vars(facts),

@@ -18,7 +18,7 @@ from everclip.system.progress import Progress
 from everclip.updating import rule
 from everclip.updating.candidates import NAMES, TRAINED, Candidate, Trial, candidates
 from everclip.updating.classifiers import features, scores, text_form
-from everclip.updating.gate import check_measured, compare, gate_of, unseen
+from everclip.updating.gate import Held, check_measured, compare, gate_of, unseen
 from everclip.updating.holdout import Checks
 from everclip.updating.images import Pictures, Watch, collect, unwatched
 from everclip.updating.index import KEEP, Asked, Guard, words
@@ -106,6 +106,19 @@ def prepare(
     return pictures, facts, rule.decide(facts, options.method, keep)
 
 
+def checked(
+    state: State, new: Dataset, test: Dataset | None, options: Options, watch: Watch = unwatched
+) -> tuple[Guard, Pictures, rule.Facts, rule.Decision, Held | None]:
+    """Return what ``prepare`` does, after what guards the index and before the held-out images; nothing is trained.
+    Raises UserError for all that an update refuses before it trains."""
+    guard = Guard(state, options.index)
+    pictures, facts, decision = prepare(state, new, options, watch, test)
+    tested = None if test is None else unseen(state, pictures, test, options.same, watch)
+    if not options.unmeasured:
+        check_measured(state, tested, options.max_drop)
+    return guard, pictures, facts, decision, tested
+
+
 def spoken(state: State, new: Dataset) -> State:
     """Return the state with the prompts of its first data set, if that has its own and the model has a text tower;
     without prompts if it takes features, where only old classes have texts."""
@@ -132,11 +145,7 @@ def update(state: State, new: Dataset, test: Dataset | None, options: Options, p
         RunError: training fails.
     """
     begin = time.perf_counter()
-    guard = Guard(state, options.index)
-    pictures, facts, decision = prepare(state, new, options, progress.aside, test)
-    tested = None if test is None else unseen(state, pictures, test, options.same, progress.aside)
-    if not options.unmeasured:
-        check_measured(state, tested, options.max_drop)
+    guard, pictures, facts, decision, tested = checked(state, new, test, options, progress.aside)
     for line in decision.why:
         progress.say(line)
     trial = _trial(state, pictures, decision, options.seed, progress.aside)
