@@ -16,10 +16,11 @@ import pytest
 from everclip.plots.panels import Line, Panel
 from everclip.report.collect import collect
 from everclip.report.figure import NARROW, WIDE, Figure, grid
-from everclip.report.many import result_table, verdict
+from everclip.report.many import result_table
 from everclip.report.many_figures import against_memory
 from everclip.report.svg import embedded
 from everclip.report.tables import change
+from everclip.report.verdicts import verdict
 from tests.report.synthetic import write_run
 
 SMALL: dict[str, Any] = {"tasks": 2, "per_task": 3, "steps": 2, "options": ""}

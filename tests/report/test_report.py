@@ -20,7 +20,8 @@ from everclip.plots.text import number, shorten, spread
 from everclip.report.build import build
 from everclip.report.collect import collect
 from everclip.report.figure import csv_address
-from everclip.report.many import class_table, result_table, verdict
+from everclip.report.many import class_table, result_table
+from everclip.report.verdicts import verdict
 from everclip.runs.read import read_run
 from everclip.runs.words import duration, fact, points, size
 from tests.report.page import Page
@@ -412,9 +413,9 @@ def test_frozen_features_that_are_ahead_by_chance_are_not_better(
     assert ("With 180 test images a gap below 9.4 points may be chance." in page.text) == (ahead == 0.001)
 
 
-def lasts(folder: Path, method: str, values: Sequence[float]) -> None:
+def lasts(folder: Path, method: str, values: Sequence[float], first: int = 0) -> None:
     """Write a run per last accuracy, on 180 test images; zero-shot has 0.5."""
-    for seed, last in enumerate(values):
+    for seed, last in enumerate(values, first):
         run = folder / f"{method}{seed}"
         results = write_run(run, method=method, seed=seed, memory=0, options="", tasks=2, per_task=3, steps=2)
         results |= {"last": last, "zero_shot": 0.5, "zero_shot_after_stage": [0.5, 0.5]}
@@ -460,6 +461,33 @@ def test_a_first_place_is_certain_beyond_seeds_and_test_images(
     place = verdict(setting)[1]
     assert "95 % interval over 3 seeds, paired" in place
     assert said in place
+
+
+def test_methods_are_ranked_over_the_seeds_that_they_share(tmp_path: Path) -> None:
+    """A third, easy seed that only one method has finished does not make it the best."""
+    lasts(tmp_path, "gcl", [0.50, 0.52, 0.90])
+    lasts(tmp_path, "gdro", [0.55, 0.57])
+    lasts(tmp_path, "joint", [0.60, 0.62, 0.64, 0.98])
+    (setting,) = collect([tmp_path]).settings
+    best, place = verdict(setting)
+    assert best.startswith(
+        "Best: gdro, memory 0, 56.0 % after the last task (2 seeds; over seeds 0, 1, which all"
+    )
+    assert "level with joint training (61.0 %; with 180" in best
+    assert place.startswith(
+        "Memory 0: gdro 56.0 %, then gcl 51.0 %; with 2 seeds the difference may be chance"
+    )
+    row = next(row for row in result_table(setting).rows if row[0].text == "gcl")
+    assert [row[3].value, row[6].value] == [pytest.approx(0.64), pytest.approx(0.64 - 0.62)]
+
+
+def test_methods_without_a_common_seed_are_ranked_with_a_warning(tmp_path: Path) -> None:
+    lasts(tmp_path, "gcl", [0.50, 0.52])
+    lasts(tmp_path, "gdro", [0.55, 0.57], first=2)
+    (setting,) = collect([tmp_path]).settings
+    best, place = verdict(setting)
+    assert "(2 seeds; the methods share no seed, so their order may be chance)" in best
+    assert place.endswith("they have no seed in common.")
 
 
 def test_methods_without_a_memory_have_a_second_place_too(tmp_path: Path) -> None:

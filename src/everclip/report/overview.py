@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.compare.groups import Setting, differing
-from everclip.report import many, many_figures, map_figures, measures, provenance, run_figures
+from everclip.report import many, many_figures, map_figures, measures, provenance, run_figures, verdicts
 from everclip.report.collect import Report
 from everclip.report.figure import Figure
 from everclip.report.tuning import tuning_table
@@ -73,7 +73,7 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "name": setting.name,
         "ident": setting.ident,
         "facts": _facts(setting),
-        "verdict": many.verdict(setting),
+        "verdict": verdicts.verdict(setting),
         "notes": _notes(setting),
         "results": many.result_table(setting),
         "measures": measures.measure_table(setting),
@@ -136,7 +136,7 @@ def _weights(setting: Setting) -> Figure | None:
     """Return the class weights of the first seed in the group with the best last accuracy."""
     rivals = [group for group in setting.every if not group.reference]
     groups = [group for group in rivals if any(run.class_weights for run in group.shown)]
-    best = max(groups, key=many.last_mean, default=None)
+    best = max(groups, key=verdicts.last_mean, default=None)
     run = next((run for run in best.shown if run.class_weights), None) if best else None
     figure = run and run_figures.weights(run, setting.ident)
     if not (best and run and figure):
