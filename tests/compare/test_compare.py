@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from everclip.cli.app import main
-from everclip.compare import verdict
+from everclip.compare import show, verdict
 from everclip.errors import UserError
 from everclip.metrics import stats
 from everclip.runs.find import find_runs
@@ -194,6 +194,18 @@ def test_one_run_each_is_tested_over_images(tmp_path: Path) -> None:
     assert rows(compared(tmp_path, metrics=["average"]))["gdro"]["test"] is None
 
 
+def test_deterministic_rows_are_tested_over_images_however_often_they_ran(tmp_path: Path) -> None:
+    for seed in range(3):
+        answers(run_folder(tmp_path / f"a{seed}", 0.8, method="ridge", seed=seed, memory_bytes=0), 40, 50)
+        answers(run_folder(tmp_path / f"b{seed}", 0.6, method="slda", seed=seed, memory_bytes=0), 30, 50)
+    test = rows(compared(tmp_path))["slda"]["test"]
+    assert (test["name"], test["p"]) == ("mcnemar", pytest.approx(2 / 2**10))
+    answers(run_folder(tmp_path / "c", 0.7, method="gcl", seed=1), 35, 50)
+    assert rows(compared(tmp_path))["gcl"]["test"]["name"] == "mcnemar"
+    answers(run_folder(tmp_path / "d", 0.7, method="gcl", seed=2), 35, 50)
+    assert rows(compared(tmp_path))["gcl"]["test"]["name"] == "paired t"
+
+
 def test_a_deterministic_row_stands_at_every_seed_of_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +251,11 @@ def test_seeds_that_only_one_row_has_are_said(
     (gdro,) = (line for line in lines if line.startswith("gdro"))
     assert "(n=2)" in gdro
     assert any(line.startswith("difference (n=...): over the n values of seed") for line in lines)
-    assert "rank: over the values of seed that all methods of a table have" in lines
+    ranked = "rank: over the values of seed that all methods of a table have"
+    assert ranked in lines
+    monkeypatch.setenv("COLUMNS", "80")  # no room for ranks
+    assert ranked not in printed(capsys, str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
     (told,) = (
         row for row in csv.DictReader(printed(capsys, str(tmp_path), "--csv")) if row["method"] == "gdro"
     )
@@ -459,6 +475,8 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
     assert labels[3] == ["ewc budget=500", "gcl budget=500", "gdro budget=500", "ncm"]
     assert found["sections"][2]["by"] == {"cost": "at most 500 kB"}
     assert rows(found, 3)["ewc budget=500"]["cost"] == 900_000
+    legend = show.legend(compared(grid, equal="bytes", against="gcl"), wide=True)
+    assert any(line.startswith("difference of last to gcl of each table") for line in legend)
     asked = compared(grid, equal="bytes", against="ewc")
     assert [section["by"]["cost"] for section in asked["sections"]] == ["at most 400 kB", "at most 900 kB"]
     with pytest.raises(UserError, match="use bytes, steps or samples"):

@@ -192,7 +192,7 @@ def show(comparison: Json, console: Console) -> None:
             kept = [f"{row['label']} {text}" for row in section["rows"] if (text := kept_text(row["kept"]))]
             console.print(escape(f"{_KEPT}: {', '.join(kept)}"), highlight=False)
     console.print()
-    for line in legend(comparison):
+    for line in legend(comparison, wide):
         console.print(escape(line), highlight=False)
 
 
@@ -209,8 +209,8 @@ def _title(comparison: Json) -> str:
     return f"{text}; mean over {n} values of {over}, too few for {missing}"
 
 
-def legend(comparison: Json) -> list[str]:
-    """Explain the columns and the ranks, one line each."""
+def legend(comparison: Json, wide: bool) -> list[str]:
+    """Explain the columns and the ranks, one line each; the column of ranks only on a wide terminal, which has it."""
     rows, lines = _rows(comparison), []
     if any(not row["random"] for row in rows):
         lines.append(f"{_STILL}: deterministic, so every seed gives the same")
@@ -219,7 +219,8 @@ def legend(comparison: Json) -> list[str]:
     if tests := [row["test"] for row in rows if row["test"]]:
         metric = name(comparison["metrics"][0]).removesuffix(" %")
         bases = {section["against"] for section in comparison["sections"] if section["against"]}
-        base = f"to {bases.pop()}" if len(bases) == 1 else "to the best of each table"
+        each = f"{comparison['against'] or 'the best'} of each table"
+        base = f"to {bases.pop() if len(bases) == 1 else each}"
         family = len([test for test in tests if test["p"] is not None])
         how = f"difference of {metric} {base}; p corrected for {family} comparisons (Holm)"
         lines.append(how if family > 1 else how.partition("; p corr")[0])
@@ -235,7 +236,7 @@ def legend(comparison: Json) -> list[str]:
         lines.append(
             f"difference (n=...): over the n values of {over} that both rows have; their means are over more"
         )
-    if any(_fewer(section) for section in comparison["sections"]):
+    if wide and any(_fewer(section) for section in comparison["sections"]):
         lines.append(f"rank: over the values of {over} that all methods of a table have")
     if overall := comparison["ranks"]:
         ranks = sorted(overall["mean_rank"].items(), key=lambda item: item[1])

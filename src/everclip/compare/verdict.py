@@ -96,6 +96,7 @@ def compare(
         "spread": spread,
         "runs": len({run.path for run in runs}),
         "equal": equal,
+        "against": against,
         "sections": tables,
         "ranks": _overall(found, metrics[0]),
     }
@@ -182,17 +183,18 @@ def _base(
 def _test(
     one: tuple[Row, dict[Repetition, float]], other: tuple[Row, dict[Repetition, float]], metric: str
 ) -> Json | None:
-    """Return the paired test over the repetitions that both rows have; for single runs, McNemar's over test images.
+    """Return the paired test over the repetitions that both rows have; of rows with one result each, McNemar's over
+    test images.
 
     ``left_out`` counts the repetitions that only one row has: its mean includes them.
     """
     (row, values), (base, others) = one, other
     shared = [at for at in values if at in others]
     first, second = [values[at] for at in shared], [others[at] for at in shared]
-    if len(row.runs) == len(base.runs) == 1:
+    if all(len(each.runs) == 1 or not each.random for each in (row, base)):
         if not shared or metric != "last" or base.recorded:
             return None
-        answers = right_both(*(run for each in (row, base) for run in each.runs.values()))
+        answers = right_both(*(next(iter(each.runs.values())) for each in (row, base)))
         if answers is None:
             return None
         return {"name": "mcnemar", "sign_flip": None, "left_out": 0, **mcnemar(*answers)._asdict()}
