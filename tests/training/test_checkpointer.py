@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from everclip import plugins
 from everclip.errors import UserError
 from everclip.runs.run import Run
-from everclip.system.checkpoint import names
+from everclip.system.checkpoint import amend, names
 from everclip.system.progress import Progress
 from everclip.system.signals import Stopped
 from everclip.training import loop, testing
+from everclip.training.restore import SETTINGS
 from tests.marks import slow_after
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
@@ -224,6 +226,41 @@ def test_stopped_while_it_is_tested(
     assert steps == [0, 2, 5][at - 1], "none of them is made again"
 
 
+def test_other_templates_are_refused_wherever_they_come_from(tmp_path: Path, tokens: list[str]) -> None:
+    """A file of templates may move, but not change."""
+    file, out = tmp_path / "a.txt", tmp_path / "run"
+    file.write_text("a photo of a {}.\n")
+    assert run_for(out, 1, *tokens, f"templates={file}") is None
+    file.write_text("a sketch of a {}.\n")
+    with (
+        Run(out, Run.read_config(out)) as opened,
+        pytest.raises(UserError, match="the templates are others than"),
+    ):
+        loop.train(opened, Progress())
+    moved = file.rename(tmp_path / "b.txt")
+    moved.write_text("a photo of a {}.\n")
+    with edited(out, str(file), str(moved)) as opened:
+        assert loop.train(opened, Progress())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_compared_in_what_it_noted(
+    tmp_path: Path, tokens: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run_for(out, 1, *tokens) is None
+    for file in (out / "checkpoints").rglob(SETTINGS):
+        known = json.loads(file.read_text())
+        kept = {key: value for key, value in known.items() if key.partition(".")[0] in ("seed", "memory")}
+        amend(file.parent, {SETTINGS: json.dumps(kept).encode()})
+    with (
+        edited(out, "budget = 12", "budget = 6") as opened,
+        pytest.raises(UserError, match=r"memory\.budget"),
+    ):
+        loop.train(opened, Progress())
+    with edited(out, "budget = 6", "budget = 12") as opened:
+        assert loop.train(opened, Progress())
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> str:
     root = image_folder(tmp_path / "photos", {"train": 4, "test": 2})
@@ -281,6 +318,17 @@ def test_a_run_whose_config_was_edited_goes_on_only_with_what_it_began_with(
     with edited(out, "budget = 12", "budget = 6") as opened, pytest.raises(UserError, match=says):
         loop.train(opened, Progress())
     assert (out / "metrics.jsonl").read_bytes() == log
+    for before, after in (
+        ("ahead = true", "ahead = false"),
+        ("views = 1", "views = 2"),
+        ('model = "', 'model = "x'),
+    ):
+        with (
+            edited(out, before, after) as opened,
+            pytest.raises(UserError, match="has changed since this run began"),
+        ):
+            loop.train(opened, Progress())
+        edited(out, after, before)
     edited(out, "workers = 2", "workers = 0")
     with edited(out, "budget = 6", "budget = 12") as opened:
         assert timeless(loop.train(opened, Progress())) == timeless(whole)

@@ -60,12 +60,14 @@ class Checkpointer(Journal):
     def finish(self, stage: int) -> None:
         """Save the run after task ``stage``, -1 before the first: the model as a ``local-dir:``, and what is kept."""
         context = self.context
-        state = self._state() | {"memory": context.memory.state_dict(), "tasks": context.plan.class_names()}
+        plan = context.plan
+        state = self._state() | {"memory": context.memory.state_dict(), "tasks": plan.class_names()}
+        state["templates"] = list(plan.prompts.templates)
 
         def model(folder: Path) -> None:
             context.clip.save(folder)
             if stage >= 0:  # by which the model is used without its training images
-                cards.write(folder, card_of(context.plan, stage + 1))
+                cards.write(folder, card_of(plan, stage + 1))
 
         self._commit(Place(stage + 1), model, state)
         self._on, self._moved = [self.place], False

@@ -32,9 +32,18 @@ STATE, WEIGHTS, RECORD = "state.pt", "weights.safetensors", "record.json"
 the test results of a finished task."""
 SETTINGS = "settings.json"
 """The file of a checkpoint with what the run's config.toml then said of what is computed."""
-_FIXED = {"seed", "smoke", "center", "image_size", "tune", "tuning", "method", "memory", "scenario", "train"}
-_FREE = {"train.accumulate", "train.checkpointing", "train.compile"}
-"""Keys and sections of a config that a run keeps to its end, and keys of these that only say how it is carried out."""
+_MAY_CHANGE = {
+    *(
+        "data",
+        "source.of",
+        "classnames",
+        "templates",
+    ),  # folders and files may move: what is in them is compared
+    *("device", "distributed", "loader", "cache.ram_mb", "cache.shared", "checkpoint"),
+    *("train.accumulate", "train.checkpointing", "train.compile"),
+    *("out", "tracker", "trackers", "tuned_on"),
+}
+"""Keys and sections of a config that do not decide what a run computes: it keeps all others to its end."""
 
 
 class Saved(NamedTuple):
@@ -107,7 +116,9 @@ def settings(run: Run) -> dict[str, Any]:
     with readable(path, "put back the file that the run began with"):
         known = flat(read_toml(path))
     return {
-        key: value for key, value in known.items() if key.partition(".")[0] in _FIXED and key not in _FREE
+        key: value
+        for key, value in known.items()
+        if key not in _MAY_CHANGE and key.partition(".")[0] not in _MAY_CHANGE
     }
 
 
@@ -118,6 +129,9 @@ def _check_unedited(run: Run, checkpoint: Path) -> None:
         then = read_json(checkpoint / SETTINGS)
         if not isinstance(then, dict):
             raise Unreadable("it is no object")
+    if "model" not in then:  # an earlier version noted fewer sections
+        sections = {key.partition(".")[0] for key in then}
+        now = {key: value for key, value in now.items() if key.partition(".")[0] in sections}
     for key in then | now:
         before, after = (known.get(key, "auto") for known in (then, now))
         if before != after:
@@ -164,6 +178,12 @@ def restore(plan: Plan, saved: Saved) -> Clip:
         what = "captions" if plan.data.captioned else "classes"
         raise UserError(
             f"{plan.config.data} has other {what} than when this run began: put them back, or start a new run"
+        )
+    if (
+        state.get("templates", templates := list(plan.prompts.templates)) != templates
+    ):  # earlier versions noted none
+        raise UserError(
+            "the templates are others than when this run began: put them back, or start a new run"
         )
     clip = load_model(plan, f"local-dir:{saved.folder}")
     for task in plan.tasks[: saved.place.task]:
