@@ -86,6 +86,10 @@ def test_a_memory_size_has_its_methods_and_those_without(chart: Callable[..., Ax
             chart(many, new(), memory=200)
         return
     assert {"gcl", "gdro", "ncm"} <= set(lines(chart(many, new(), memory=200)))
+    with pytest.raises(UserError, match=r'charts have no option "legends"; did you mean "legend"\?'):
+        chart(many, new(), legends=False)
+    with pytest.raises(UserError, match="memory=300: no run has this many exemplars; use 0, 200"):
+        chart(many, new(), memory=300)
     assert {"gcl, memory 0", "gcl, memory 200", "ncm"} <= set(lines(chart(many, new())))
 
 

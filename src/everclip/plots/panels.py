@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from everclip.compare.groups import Memory
+from everclip.errors import UserError, shown, suggest
 from everclip.plots import style
 from everclip.plots.runs import nothing
 from everclip.plots.text import number, printable, spread
@@ -89,7 +90,11 @@ def extent(ax: Axes) -> tuple[float, float]:
 
 
 def show(panel: Panel | None, ax: Axes | None, how: How, reason: str) -> Axes:
-    """Draw a panel on ``ax`` or a new figure. Raises UserError with ``reason`` if there is no panel."""
+    """Draw a panel on ``ax`` or a new figure. Raises UserError with ``reason`` if there is no panel, and for an option
+    that no chart has."""
+    for option in how:
+        if option not in How.__annotations__:
+            raise UserError(f"charts have no option {shown(option)}{suggest(option, How.__annotations__)}")
     if panel is None:
         raise nothing(reason)
     return draw(panel, axes(ax), how.get("legend", True), how.get("styles"))

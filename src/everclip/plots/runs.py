@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everclip.compare.groups import Group, Memory, Setting, differing, settings
-from everclip.errors import UserError
+from everclip.errors import UserError, shown
 from everclip.runs.find import find
 from everclip.runs.read import RunData, read_run
+from everclip.runs.words import listed
 
 Place = str | os.PathLike[str]
 One = Place | Mapping[str, Any] | RunData
@@ -48,10 +49,16 @@ def setting_of(runs: Any) -> Setting:
 
 def groups_of(runs: Any, memory: Memory = None) -> list[Group]:
     """Return the groups of one setting; with ``memory``, those of this size and those without. Raises UserError as
-    ``setting_of`` does."""
+    ``setting_of`` does, and where none has this size."""
     if isinstance(runs, Group):
         return [runs]
-    return [group for group in setting_of(runs).every if memory is None or group.memory in (memory, None)]
+    setting = setting_of(runs)
+    if memory is not None and setting.memories and memory not in setting.memories:
+        sizes = listed(map(repr, setting.memories))
+        raise UserError(
+            f"memory={shown(memory)}: no run has this many exemplars; use {sizes}, or leave it out"
+        )
+    return [group for group in setting.every if memory is None or group.memory in (memory, None)]
 
 
 def name_in(group: Group, groups: Sequence[Group]) -> str:
