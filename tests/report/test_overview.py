@@ -19,7 +19,9 @@ from everclip.report.build import build, collect, write
 from everclip.report.many import class_table
 from everclip.report.many_figures import stages
 from everclip.report.map_figures import maps
+from everclip.report.provenance import command
 from everclip.report.tables import table, words
+from everclip.runs.read import read_run
 from everclip.runs.tuned import searched
 from tests.report.page import PARTS, Page
 from tests.report.synthetic import write_run, write_sweep
@@ -285,6 +287,12 @@ def test_configs_that_differ(tmp_path: Path) -> None:
     assert "method.tau (gdro) = 0.05" in page.text
     assert "versions.torch = 2.10" in page.text
     assert f"everclip train {tmp_path}/m0.1/config.toml out={tmp_path}/m0.1-again" in page.text
+    assert "--trust" not in page.text
+
+
+def test_a_method_of_ones_own_is_repeated_with_the_permission_that_it_needs(tmp_path: Path) -> None:
+    write_run(tmp_path / "own", method="my_package.my_method", options="", **SMALL | {"answers": False})
+    assert command(read_run(tmp_path / "own")).endswith(f"own-again --trust {tmp_path}/own")
 
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:

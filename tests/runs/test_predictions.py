@@ -80,7 +80,7 @@ def test_no_fates_where_all_tasks_have_the_same_classes(tmp_path: Path) -> None:
     assert confusions(run)
 
 
-def test_coverage_starts_with_the_surest() -> None:
+def test_coverage_starts_with_the_most_confident() -> None:
     found = answers([True, False, True, True], [0.4, 0.1, 0.3, 0.2])
     assert coverage(found, 4) == pytest.approx([1, 1, 1, 0.75])
     assert coverage(answers([False, True], [0.9, 0.1]), 2) == pytest.approx([0, 0.5])

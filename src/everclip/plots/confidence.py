@@ -64,7 +64,7 @@ def coverage_panel(groups: Sequence[Group], title: str = "") -> Panel | None:
             lines.append(Line(name, look, xs, [100 * float(y) for y in mean], settings=dash | {"marker": ""}))
     if not lines:
         return None
-    under = "share of the images, the surest first"
+    under = "share of the images, most confident first"
     return Panel(lines, (0, 100), around(heights(lines)), under, "accuracy", _TICKS, " %", title=title)
 
 

@@ -13,14 +13,17 @@ from everclip.report.tables import Cell, Table, amount, table, words
 from everclip.runs.find import State
 from everclip.runs.read import RunData
 from everclip.runs.words import fact, plain
+from everclip.system import reading, trust
 from everclip.system.text import shortened
 
 
 def command(run: RunData) -> str:
-    """Return the command that repeats the run, in a new folder where the config names one."""
+    """Return the command that repeats the run, in a new folder where the config names one; its modules are trusted."""
     parts = ["everclip", "train", str(run.path / "config.toml")]
     if run.config.get("out"):
         parts.append(f"out={run.path.parent / (run.name + '-again')}")
+    if trust.in_config(reading.parse_toml(run.config_text)):
+        parts += [trust.OPTION, str(run.path)]
     return shlex.join(parts)
 
 
