@@ -291,7 +291,7 @@ def test_configs_that_differ(tmp_path: Path) -> None:
 
 
 def test_a_method_of_ones_own_is_repeated_with_the_permission_that_it_needs(tmp_path: Path) -> None:
-    write_run(tmp_path / "own", method="my_package.my_method", options="", **SMALL | {"answers": False})
+    write_run(tmp_path / "own", method="my_package.my_method", options="", tasks=2, per_task=2, steps=2)
     assert command(read_run(tmp_path / "own")).endswith(f"own-again --trust {tmp_path}/own")
 
 

@@ -10,11 +10,10 @@ import pytest
 from everclip.metrics.calibration import expected_error
 from everclip.runs.predictions import (
     Predictions,
-    calibration_error,
+    calibration,
     confusions,
     coverage,
     fates,
-    overconfidence,
     predictions,
     reliability,
 )
@@ -94,16 +93,18 @@ def test_reliability_and_calibration_error() -> None:
     found = Predictions(truth, p.argmax(1), np.zeros(500, np.float32), p.max(1))
     bins = reliability([found])
     assert sum(one.images for one in bins) == 500
-    assert calibration_error(bins) == pytest.approx(expected_error(p, truth))
     gap = p.max(1).mean() - (p.argmax(1) == truth).mean()
-    assert overconfidence(bins) == pytest.approx(gap)
+    assert calibration(found) == pytest.approx((expected_error(p, truth), gap))
+    assert sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / 500 == pytest.approx(
+        expected_error(p, truth)
+    )
     twice = reliability([found, found])
     assert [b.images for b in twice] == [2 * b.images for b in bins]
-    assert calibration_error(twice) == pytest.approx(calibration_error(bins))
 
 
 def test_certainty_is_in_the_last_bin_and_no_probability_in_none() -> None:
     (certain,) = reliability([answers([True, False], [1, 1], [1.0, 0.95])])
     assert (certain.images, certain.accuracy) == (2, 0.5)
     assert reliability([answers([True], [1])]) == []
+    assert calibration(answers([True], [1])) is None
     assert reliability([]) == []

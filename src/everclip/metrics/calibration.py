@@ -16,7 +16,7 @@ import math
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import optimize, special
 
@@ -57,11 +57,19 @@ def probabilities(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) ->
 
 def expected_error(p: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"], bins: int = BINS) -> float:
     """Return the ECE in 0..1 of probabilities ``p``; ``truth`` is each image's column."""
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == truth
-    # bins are (lower, upper]: 1 belongs to the last one
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return error_of(p.max(axis=1), p.argmax(axis=1) == truth, bins)
+
+
+def error_of(confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = BINS) -> float:
+    """Return the ECE in 0..1 of answers that are right or not, from the probability of each."""
+    bin_of = bins_of(confidence, bins)
     gaps = np.bincount(bin_of, right, bins) - np.bincount(bin_of, confidence, bins)
-    return float(np.abs(gaps).sum() / len(p))
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def bins_of(confidence: Float[np.ndarray, " n"], bins: int = BINS) -> Int64[np.ndarray, " n"]:
+    """Return the bin of each probability; bins are (lower, upper], so that 1 belongs to the last one."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def likelihood(

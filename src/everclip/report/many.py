@@ -81,15 +81,15 @@ def retention_table(setting: Setting) -> Table:
             continue
         lost = [below(run) for run in group.finished]
         found = [one for run in group.finished if (one := answers.predictions(run)) is not None]
-        bins = [inside for one in found if (inside := answers.reliability([one]))]
+        calibrated = [both for one in found if (both := answers.calibration(one)) is not None]
         row = group_cells(group)
         row += [
             mean(_interval(share for share, _ in lost), "share"),
             mean(_interval(depth for _, depth in lost), "points"),
             mean(group.interval("forward_transfer"), "points"),
             mean(_interval(answers.coverage(one, 2)[0] for one in found), "share"),
-            mean(_interval(map(answers.calibration_error, bins)), "share"),
-            mean(_interval(map(answers.overconfidence, bins)), "points"),
+            mean(_interval(error for error, _ in calibrated), "share"),
+            mean(_interval(over for _, over in calibrated), "points"),
         ]
         rows.append(row)
     columns = ["method", "memory", "classes below zero-shot, %", "how far below", "unseen next task"]

@@ -16,7 +16,7 @@ from everclip.report.retrieval import retrieval_table
 from everclip.report.run_figures import figures
 from everclip.report.tables import CONFUSION, Table, confusion_cells, table
 from everclip.report.tuning import run_table
-from everclip.runs.predictions import calibration_error, confusions, overconfidence, predictions, reliability
+from everclip.runs.predictions import calibration, confusions, predictions
 from everclip.runs.read import Json, RunData
 from everclip.runs.schema import beside_frozen, kept
 from everclip.runs.words import duration, headline, noise, percent, points, several, size
@@ -252,10 +252,10 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
             " pretrained one: the effect of training on unseen classes (forward transfer)."
         )
     found = predictions(run)
-    if bins := reliability([found]) if found is not None else []:
-        error, over = 100 * calibration_error(bins), overconfidence(bins)
+    if found is not None and (calibrated := calibration(found)) is not None:
+        error, over = calibrated
         lines.append(
-            f"Its probabilities are off by {error:.1f} points on average (expected calibration error,"
+            f"Its probabilities are off by {100 * error:.1f} points on average (expected calibration error,"
             f" {BINS} bins): it is {'over' if over > 0 else 'under'}confident by {abs(100 * over):.1f} points."
         )
     return lines

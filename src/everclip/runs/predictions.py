@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.errors import UserError
-from everclip.metrics.calibration import BINS
+from everclip.metrics.calibration import BINS, bins_of, error_of
 from everclip.runs.finished import answers
 from everclip.runs.read import RunData
 from everclip.runs.schema import test_images
@@ -129,7 +129,7 @@ def reliability(found: Sequence[Predictions]) -> list[Bin]:
     if not known:
         return []
     sure, right = (np.concatenate(parts) for parts in zip(*known, strict=True))
-    place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # bins are (lower, upper]
+    place = bins_of(sure)
     return [
         Bin(float(sure[inside].mean()), float(right[inside].mean()), int(inside.sum()))
         for inside in (place == k for k in range(BINS))
@@ -137,13 +137,11 @@ def reliability(found: Sequence[Predictions]) -> list[Bin]:
     ]
 
 
-def calibration_error(bins: list[Bin]) -> float:
-    """Return ECE in 0..1 (Guo et al. 2017): the gap between accuracy and probability, weighted by images."""
-    total = sum(inside.images for inside in bins)
-    return sum(inside.images * abs(inside.accuracy - inside.confidence) for inside in bins) / total
-
-
-def overconfidence(bins: list[Bin]) -> float:
-    """Return the mean probability minus the accuracy, in -1..1."""
-    total = sum(inside.images for inside in bins)
-    return sum(inside.images * (inside.confidence - inside.accuracy) for inside in bins) / total
+def calibration(found: Predictions) -> tuple[float, float] | None:
+    """Return the ECE in 0..1 and the overconfidence (mean probability minus accuracy, -1..1); None without
+    probabilities."""
+    if found.confidence is None:
+        return None
+    return error_of(found.confidence, found.right), float(
+        found.confidence.mean(dtype=float) - found.right.mean()
+    )
