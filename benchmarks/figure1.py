@@ -47,6 +47,8 @@ WITHOUT = (
 WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *HEADS)
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 """In sets of its own, at the memory sizes where it uses exemplars; below these it is the same as without."""
+LAYUP = ("method=layup", "method.adapt=none,finetune", "memory.budget=0")
+"""The strongest closed form of others, with a tower that trains in the first task as well, as its authors may have it."""
 JOINT = ("method=joint", "memory.budget=0")
 LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
 """Joint training has both heads as well, each with its own search."""
@@ -101,6 +103,7 @@ def _classes(
         f"{name}-1": Set("b", (*words, *seen, f"memory.budget={small}"), epochs=epochs),
         name: Set("b", (*words, *FIVE, f"memory.budget={large}"), epochs=epochs),
         f"{name}-ours": Set("b", (data, *OURS, *ORDERS, f"memory.budget={large}"), epochs=epochs),
+        f"{name}-layup": Set("b", (data, *LAYUP, *TEN, *ORDERS), 3e-5, epochs=epochs),
     }
 
 
@@ -109,6 +112,7 @@ def _cifar() -> dict[str, Set]:
     data = "data=cifar100:cifar100"
     return {
         "cifar100-0": Set("a", (data, *WITHOUT, *FIVE), 3e-5, 6, 1),
+        "cifar100-layup": Set("a", (data, *LAYUP, *FIVE), 3e-5, 6, 1),
         "cifar100-joint": Set("a", (data, *JOINT, *FIVE), 3e-4, 6, 4),
         "cifar100-joint-linear": Set("a", (data, *LINEAR, *FIVE), 3e-4, 6, 4),
         "cifar100": Set("a", (data, *WITH, *FIVE, "memory.budget=100,500,2000"), 3e-4, 6, 1),
@@ -126,9 +130,11 @@ SETS = {
         for name, words in (("terms", TERMS), ("terms-unweighted", (*UNWEIGHTED, *NO_WEIGHTS)))
     },
     "emoji-domains": Set("c", (*EMOJI, *DOMAINS), 1e-4),
+    "emoji-domains-layup": Set("c", (*EMOJI, *LAYUP, *PLAIN), 1e-4),
     "emoji-domains-joint": Set("c", (*EMOJI, *JOINT, *PLAIN)),
     # many images per class and domain, so fewer epochs and trials
     "pacs": Set("c", (PACS, *DOMAINS), 1e-4, 10, 2),
+    "pacs-layup": Set("c", (PACS, *LAYUP, *PLAIN), 1e-4, 10, 2),
     "pacs-joint": Set("c", (PACS, *JOINT, *PLAIN), 3e-4, 10, 4),
     **_cifar(),
     "emoji-domains-1": Set("c", (*EMOJI, *DOMAINS_ONE), 1e-4),

@@ -43,7 +43,7 @@ RIGHT = "right.hex"
 """Which test images a run has right, a bit each, in the order of their ids."""
 Seeds = dict[Any, RunData]
 """Runs by their seed."""
-CLOSED = ("zero_shot", "ridge", "slda", "multilayer_lda")
+CLOSED = ("zero_shot", "ridge", "slda", "layup", "multilayer_lda")
 """Methods that the paper's are not compared with: these learn from frozen features, or add a tower to what does."""
 PROBES = ("co2l",)
 """Nor these without exemplars: their published classifier is learned from exemplars."""
@@ -57,8 +57,8 @@ COMPARED = {
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any; memory sizes of panel b, joint and ours have folders of their own."""
-    parts = ("-0", "-1", "", "-joint", "-joint-linear", "-ours")
+    """The finished runs of each set that has any; memory sizes of panel b, joint, LayUP and ours have folders of their own."""
+    parts = ("-0", "-1", "", "-layup", "-joint", "-joint-linear", "-ours")
     found = {
         name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
         for name, _, _ in PANELS
@@ -243,7 +243,7 @@ def settings_of(run: RunData) -> str:
         and run.value("train.epochs") == max(map(int, lengths))
     ):
         told += "; at the epoch limit"
-    edges = ", ".join(short[key] for key in found.edges)
+    edges = ", ".join(short[key] for key in found.edges if len(found.tried[key]) > 1)
     return f"{told}; at an edge: {edges}" if edges else told
 
 

@@ -483,6 +483,23 @@ def test_at_equal_cost_every_method_has_its_dearest_setting_that_costs_no_more(g
         compared(grid, equal="money")
 
 
+@pytest.mark.parametrize(
+    ("unit", "key", "more"), [("bytes", "memory_bytes", 50), ("steps", "optimizer_steps", 0)]
+)
+def test_bytes_are_equal_within_five_percent_and_steps_exactly(
+    unit: str, key: str, more: int, tmp_path: Path
+) -> None:
+    for method in ("gcl", "gdro"):
+        recorded: Json = {key: 1000}
+        run_folder(tmp_path / method, 0.5, method=method, **recorded)
+    for extra, chosen in ((more, 1000 + more), (more + 1, 1000)):
+        dearer: Json = {key: 1000 + extra}
+        run_folder(tmp_path / "larger", 0.6, budget=300, **dearer)
+        found = rows(compared(tmp_path, equal=unit, against="gdro"))
+        assert [row["cost"] for row in found.values() if row["method"] == "gcl"] == [chosen]
+        shutil.rmtree(tmp_path / "larger")
+
+
 @pytest.mark.parametrize(("unit", "key"), [("steps", "optimizer_steps"), ("bytes", "memory_bytes")])
 def test_a_cost_that_was_not_recorded_is_no_cost_of_zero(unit: str, key: str, tmp_path: Path) -> None:
     """Runs without it are left out of a row's cost, as of what it keeps; a row of them alone has no place."""

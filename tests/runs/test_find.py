@@ -46,6 +46,19 @@ def test_runs_folders_and_patterns_each_run_once(tmp_path: Path, monkeypatch: py
     assert find(["runs", "x"]).sweeps == []
 
 
+def test_folders_of_runs_beside_a_run_are_named(tmp_path: Path) -> None:
+    for run in ("x", "swept/a", "several/b"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "config.toml").write_text("")
+    (tmp_path / "notes").mkdir()
+    found = find([tmp_path])
+    assert found.runs == [tmp_path / "x"]
+    assert found.skipped == [
+        f'"{tmp_path / name}" is a folder of runs beside runs: name it, too' for name in ("several", "swept")
+    ]
+    assert len(find([tmp_path, tmp_path / "several", tmp_path / "swept"]).runs) == 3
+
+
 @pytest.mark.parametrize("name", ["s[1]", "s*", "s?"])
 def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
     for run in (name, "s1"):

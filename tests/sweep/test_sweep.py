@@ -860,6 +860,23 @@ def test_a_search_within_trials_is_found_again_and_used(
     assert capsys.readouterr().out.startswith("everclip tune")
 
 
+def test_runs_of_an_earlier_search_are_named(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay, and comparing the whole folder would show them."""
+    words = ["sweep", *tokens, "method=ncm", "smoke=true", f"out={tmp_path / 's'}"]
+    assert main(words) == 0
+    assert "earlier search" not in capsys.readouterr().out
+    (known,) = (tmp_path / "s").glob("*/config.toml")
+    for name, text in (("before", 'tuned_on = "emoji"\n'), ("other", "seed = 7\n")):
+        shutil.copytree(known.parent, tmp_path / "s" / name)
+        kept = [line for line in known.read_text().splitlines() if name == "before" or line != "seed = 0"]
+        (tmp_path / "s" / name / "config.toml").write_text("\n".join([kept[0], text, *kept[1:]]))
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "1 run of an earlier search is in this folder, too, and would be in that table: before\n" in told
+
+
 def test_slurm_without_submitit(
     tmp_path: Path, tokens: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_constant_grows_once_each_key_was_tried() -> None:
     found = search(grid, own, score, 4, lambda key, value: True)
     assert found.values == {"method.weight": "0.1", "method.how": "b"}
     assert found.edges == ["method.weight"]
+    assert search(grid, own, score, 1, lambda key, value: True).edges == [], "no other value was tried"
     found = search(grid, own, score, 40, lambda key, value: float(value) > 0.01)
     assert found.values == {"method.weight": "0.0111", "method.how": "b"}
     assert list(found.tried["method.weight"]) == ["gcv", "0.0111", "0.0333", "0.1", "0.3"]

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from everclip.cli._options import Json, Repeated
 from everclip.cli._output import print_columns, print_json, print_lines
 from everclip.errors import UserError
+from everclip.runs.words import listed
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -181,3 +182,10 @@ def _show(session: Session, json: bool, dry_run: bool) -> None:
     elif comparison is not None:
         show(comparison, Console())
         print_lines([f"everclip compare {session.folder.path}"])
+        if old := session.folder.superseded(session.jobs):
+            counted = (
+                "1 run of an earlier search is"
+                if len(old) == 1
+                else f"{len(old)} runs of earlier searches are"
+            )
+            print_lines([f"{counted} in this folder, too, and would be in that table: {listed(old)}"])

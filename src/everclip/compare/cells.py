@@ -272,16 +272,16 @@ _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 COSTS = {"bytes": "kept_bytes", "steps": "optimizer_steps", "samples": "samples_seen"}
 """Units of ``equal``, and their keys of results.json."""
 _LENGTH = ("memory.", "train.steps", "train.epochs", "train.batch_size")
-_TOLERANCE = (
-    1.05  # which exemplars are kept changes the bytes of one budget: by 1.4 % between two orders of herding
-)
+_TOLERANCE = {"bytes": 1.05}
+"""By what a cost may exceed another and still count as equal: which exemplars are kept changes the bytes of one budget,
+by 1.4 % between two orders of herding. Steps and samples are exact."""
 
 
 def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -> list[Section]:
     """Return a section per section and cost level, with each method's most expensive row within that cost.
 
     Levels are the costs of ``against``, or else of all rows except references; references are in every section.
-    Costs within 5 % count as equal. A level with the same rows as the one before, or with one row, is left out.
+    Bytes within 5 % count as equal. A level with the same rows as the one before, or with one row, is left out.
 
     Raises:
         UserError: no level has two methods, or no run of a row has recorded its cost.
@@ -294,7 +294,7 @@ def at_equal_cost(sections: Sequence[Section], unit: str, against: str | None) -
         for level in sorted({cost(row, unit) for row in asked}):
             best: dict[str, Row] = {}
             for row in sorted(rivals, key=lambda row: cost(row, unit)):
-                if cost(row, unit) <= level * _TOLERANCE:
+                if cost(row, unit) <= level * _TOLERANCE.get(unit, 1.0):
                     kept = {key: v for key, v in row.options.items() if not key.startswith(_LENGTH)}
                     best[Row(row.method, kept).label] = row
             chosen = [row for row in section.rows if row.reference or row in best.values()]

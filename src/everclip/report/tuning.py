@@ -44,6 +44,7 @@ def _rows(run: RunData, name: list[Cell]) -> list[list[Cell]]:
         grid = [f"{value}: {'not finite' if s is None else f'{100 * s:.1f}'}" for value, s in scores.items()]
         own = run.config.get(key)
         best = meant(scores, own) or plain(own)
-        shown = (found.trials or "–", key, ", ".join(grid), best, "yes" if key in found.edges else "")
+        edge = ("yes" if key in found.edges else "") if len(scores) > 1 else "no trial left"
+        shown = (found.trials or "–", key, ", ".join(grid), best, edge)
         rows.append([*name, *map(words, shown)])
     return rows

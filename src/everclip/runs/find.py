@@ -104,8 +104,17 @@ def _take(path: Path, found: Found) -> None:
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             _take(folder, found)
         found.sweeps += [path] * swept
+        found.others += [] if swept else sorted(folder for folder in path.iterdir() if _holds_runs(folder))
     else:
         found.others.append(path)
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep or of runs, itself no run."""
+    try:
+        return folder.is_dir() and not is_run(folder) and any(map(is_run, folder.iterdir()))
+    except OSError:  # it may not be read
+        return False
 
 
 def state(run: RunData) -> State:

@@ -155,6 +155,8 @@ def no_run(path: Path) -> str:
     """Return the message about a path that holds no run."""
     if not os.path.lexists(path):
         return f'"{path}" does not exist: give a run directory'
+    if path.is_dir() and any(map(is_run, path.iterdir())):
+        return f'"{path}" is a folder of runs beside runs: name it, too'
     files = "results.json, metrics.jsonl or config.toml"
     return f'"{path}" is not a run directory (no {files}): give a run directory'
 

@@ -99,6 +99,12 @@ class Folder:
             self._names[job.key] = name
             taken.add(name)
 
+    def superseded(self, jobs: Sequence[Job]) -> list[str]:
+        """Return the names of finished runs with settings that a search chose, but none of ``jobs`` has."""
+        keys = {job.key for job in jobs}
+        known = [run.path for key, run in self._found.items() if run.finished and key not in keys]
+        return [path.name for path in known if "tuned_on" in read_toml(path / "config.toml")]
+
     def free(self, job: Job) -> Path:
         """Return a directory for a job that no run has."""
         taken = len(job.name) >= 200 or (self.path / job.name).exists()

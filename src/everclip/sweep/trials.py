@@ -291,5 +291,7 @@ def search(
     ordered = {
         k: {v: tried[k][v] for v in sorted(values, key=_size) if v in tried[k]} for k, values in grid.items()
     }
-    edges = [key for key in best if grow(key) is not None]
+    edges = [
+        key for key in best if len(ordered[key]) > 1 and grow(key) is not None
+    ]  # a lone value had no trial
     return Outcome(best, ordered, len(scored.trained), edges)
