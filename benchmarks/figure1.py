@@ -48,7 +48,7 @@ WITH = ("method=finetune,clip,ewc,der_expand,memo,icarl,co2l,foster,gcl,gdro", *
 OURS = ("method=multilayer_lda", "method.adapt=finetune", *FIVE)
 """In sets of its own, at the memory sizes where it uses exemplars; below these it is the same as without."""
 LAYUP = ("method=layup", "method.adapt=none,finetune", "memory.budget=0")
-"""The strongest closed form of others, with a tower that trains in the first task as well, as its authors may have it."""
+"""The strongest closed form of others, also with a tower that trains in the first task, as its authors may have it."""
 JOINT = ("method=joint", "memory.budget=0")
 LINEAR = (*JOINT, "method.loss=finetune", "method.options.head=linear")
 """Joint training has both heads as well, each with its own search."""

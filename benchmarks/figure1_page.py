@@ -57,7 +57,7 @@ COMPARED = {
 
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
-    """The finished runs of each set that has any; memory sizes of panel b, joint, LayUP and ours have folders of their own."""
+    """The finished runs of each set that has any; some memory sizes, and some methods, have folders of their own."""
     parts = ("-0", "-1", "", "-layup", "-joint", "-joint-linear", "-ours")
     found = {
         name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
