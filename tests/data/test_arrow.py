@@ -46,14 +46,19 @@ def test_paths_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "red").mkdir()
     for name in ("0.png", "1.png"):
         (tmp_path / "red" / name).write_bytes(name.encode())
-    paths = ["red/0.png", str(tmp_path / "red" / "1.png"), "red/none.png"]
-    images = column([cell(None, path) for path in paths])
+    paths = ["red/0.png", str(tmp_path / "red" / "1.png")]
+    images = column([*(cell(None, path) for path in paths), cell(b"inside", "2.png"), cell(None, None)])
     store = ArrowStore("set", {"train": images}, tmp_path, [])
-    assert store.keys == ["red/0.png", "red/1.png", "red/none.png"]
-    assert (store.read(0), store.read(1)) == (b"0.png", b"1.png")
-    assert (store.nbytes(0), store.nbytes(2)) == (5, 0)
+    assert store.keys == ["red/0.png", "red/1.png", "train/2", "train/3"]
+    assert [store.read(row) for row in range(3)] == [b"0.png", b"1.png", b"inside"]
+    assert [store.nbytes(row) for row in range(4)] == [5, 5, 6, 0]
+    (tmp_path / "red" / "1.png").unlink()
     with pytest.raises(OSError, match="no such file"):
-        store.read(2)
+        store.read(1)
+    with pytest.raises(
+        UserError, match=r'row 1 of the split "train" of hf:set names the file ".*1\.png", which is missi'
+    ):
+        ArrowStore("set", {"train": images}, tmp_path, [])
 
 
 def test_paths_in_the_cache_of_the_hub(tmp_path: Path) -> None:

@@ -191,6 +191,10 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
         "a classifier needs two: add another",
     ),
     "one name": (changed(classnames=np.array(["a", "a", "b", "c", "d", "e"])), 'both named "a"'),
+    "nearly one name": (
+        changed(classnames=np.array(["a_b", "b", "c", "d", "e", "a b"])),
+        'both named "a b"',
+    ),
     "an escape": (changed(classnames=np.array(["\x1b[2J", "a", "b", "c", "d", "e"])), "cannot be printed"),
     "missing": (lambda path: f"features:{path}", "cannot be read (No such file or directory)"),
     "a folder": (lambda path: path.mkdir() or f"features:{path}", "holds no features that can be read"),

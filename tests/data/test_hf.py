@@ -165,6 +165,12 @@ def test_images_as_paths_in_the_folder(tmp_path: Path, kind: str) -> None:
     found = load(f"{tmp_path / 'set'}#image=file")
     assert sorted(found.train.store.keys) == sorted(files)
     assert found.train.store.read(0) == (tmp_path / "set" / files[0]).read_bytes()
+    (tmp_path / "set" / files[4]).rename(tmp_path / "away.png")
+    with pytest.raises(
+        UserError, match=rf'row 4 of the split "train" of .*{files[4]}", which is missing: copy it'
+    ):
+        load(f"{tmp_path / 'set'}#image=file")
+    (tmp_path / "away.png").rename(tmp_path / "set" / files[4])
     (tmp_path / "out.png").write_bytes(b"")
     rows["file"][1] = "../out.png"
     datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "other")

@@ -102,6 +102,23 @@ def test_folders_are_trained_on(tmp_path: Path, toy: str) -> None:
     assert results["skipped_images"] == []
 
 
+def test_what_macos_adds_is_no_image(tmp_path: Path) -> None:
+    root = val(train(tmp_path))
+    for path in sorted(root.rglob("*.JPEG")):
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    found = data.load(f"imagenet:{root}")
+    assert (len(found.train), len(found.test)) == (20, 10)
+
+
+def test_a_half_sorted_val_is_refused(tmp_path: Path) -> None:
+    root = val(train(tmp_path))
+    (root / "val_labels.txt").write_text(LISTS["val_labels.txt"])
+    first = next(iter(VAL))
+    (root / "val" / VAL[first] / f"{first}.JPEG").rename(root / "val" / f"{first}.JPEG")
+    said = complaint(data.load, f"imagenet:{root}")
+    assert said.startswith(f"{root}/val has images beside class folders such as n0")
+
+
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("place", ["", "val"])
 def test_flat_with_a_list(tmp_path: Path, name: str, place: str) -> None:

@@ -110,6 +110,8 @@ def test_text_files_beside_images(tmp_path: Path) -> None:
     assert texts["red/2.png"] == ["a red wall, number 2", "mur"]
     (tmp_path / "split").mkdir()
     (tmp_path / "data").rename(tmp_path / "split" / "train")
+    alone = load(f"captionfolder:{tmp_path / 'split'}")
+    assert (alone.domain_names, alone.held_out) == (("green", "red"), True)
     folder(tmp_path)
     (tmp_path / "data").rename(tmp_path / "split" / "test")
     parts = load(f"captionfolder:{tmp_path / 'split'}")

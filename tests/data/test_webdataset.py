@@ -106,6 +106,14 @@ def test_the_layout_of_clip_benchmark(tmp_path: Path) -> None:
     assert {found.test.store.keys[int(row)].split("/")[0] for row in found.test.rows} == {"test"}
 
 
+def test_tests_in_a_folder_beside_the_training_shards(tmp_path: Path) -> None:
+    root = shards(tmp_path)
+    (root / "test").mkdir()
+    (root / "test-0000.tar").rename(root / "test" / "0000.tar")
+    found = load(f"{root}?train=24,test=8")
+    assert (counts(found), found.held_out) == (([6] * 4, [2] * 4), False)
+
+
 @pytest.mark.parametrize("name", ["classnames.txt", "templates.txt", BENCHMARK_TEMPLATES])
 def test_names_and_templates_that_link_out_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -15,7 +15,7 @@ from everclip.errors import UserError
 from everclip.models import fsdp, zoo
 from everclip.runs.run import Run
 from everclip.system.progress import Progress
-from everclip.training import multiprocess
+from everclip.training import activation_cache, multiprocess
 from everclip.training.loop import train
 from everclip.training.optim import Update
 from everclip.training.plan import Plan
@@ -41,6 +41,12 @@ def refused(out: str, *tokens: str) -> str:
     return "not refused"
 
 
+def uneven(out: str, *tokens: str) -> Any:
+    """A run whose first process has room on its disk for the kept activations, and its others none."""
+    activation_cache._free = lambda folder: 0 if collectives.rank() else 1 << 40
+    return run(out, *tokens)
+
+
 def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     """Of each process the numbers of a phase's parameters, gradients and moments on it, after a step."""
     clip, config = zoo.load(model), configured(*tokens)
@@ -59,7 +65,14 @@ def parts(model: str, *tokens: str) -> list[dict[str, int]]:
     return collectives.told({name: sum(part.numel() for part in found) for name, found in counted.items()})
 
 
-JOBS = {"run": run, "refused": refused, "losses": gradients, "parts": parts, "towers": differences}
+JOBS = {
+    "run": run,
+    "uneven": uneven,
+    "refused": refused,
+    "losses": gradients,
+    "parts": parts,
+    "towers": differences,
+}
 
 if __name__ == "__main__":
     with launch.joined("cpu"):

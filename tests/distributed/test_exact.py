@@ -183,3 +183,14 @@ def alike(one: Any, two: Any, within: float, heads: float) -> None:
         assert two == pytest.approx(one, rel=within)
     else:
         assert one == two
+
+
+def test_processes_with_room_and_without_keep_activations_alike(
+    tmp_path: Path, toy: str, photos: str
+) -> None:
+    """One that keeps them waits for the others at each epoch."""
+    kept = ["tune=top:1", "cache.trunk=auto", "train.augment=none", "cache.ram_mb=0"]
+    tokens = [f"data={photos}", f"model={toy}", "method=gcl", "scenario.tasks=2", *kept]
+    (found,) = work(2, ["uneven", str(tmp_path / "two"), *tokens])
+    assert found["last"] == run(tmp_path / "one", *tokens)["last"]
+    assert "computed again each time instead" in (tmp_path / "two" / "run.log").read_text()

@@ -9,7 +9,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -78,6 +80,23 @@ def test_weights_that_cannot_be_had_give_one_line_within_seconds(spec: str, no_n
     ):
         assert word in message
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("hub", ["hf-mirror.com", "http://127.0.0.1:{port}"])
+def test_a_hub_that_is_no_address_or_speaks_no_http(
+    hub: str, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError), server.accept()[0] as client:
+                client.sendall(b"SSH-2.0-x\r\n")
+                client.recv(1000)
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = hub.format(port=server.getsockname()[1])
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        assert f"{address} cannot be reached" in complaint(zoo.load, "ViT-B-16:laion400m_e32")
 
 
 def test_offline_by_choice_asks_nobody(monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:

@@ -140,6 +140,21 @@ def test_a_copy_of_the_data_is_the_same_data(
     assert not (now.stamps == first.stamps).any()
 
 
+def test_images_without_a_time_are_not_taken_for_others(tmp_path: Path) -> None:
+    """Beyond the budget nothing is known of an image in an Arrow table but its size, beside files or alone."""
+    sizes, stamps = np.full(3, 100), np.array([7, 8, -1])
+    none, unread = np.zeros(3, dtype=np.int64), np.full(3, inventory.UNREAD)
+    old, new = (
+        Inventory(["a", "b", "train/0"], none, none, none, sizes.copy(), stamps.copy(), unread)
+        for _ in range(2)
+    )
+    assert not inventory._other(old, new, lambda rows: rows)[1].any()
+    new.stamps[0] = 9
+    assert inventory._other(old, new, lambda rows: rows)[1].tolist() == [True, False, False]
+    new.sizes[2] = 101
+    assert inventory._other(old, new, lambda rows: rows)[1].tolist() == [True, False, True]
+
+
 def test_a_run_of_an_earlier_version_goes_on(
     tokens: list[str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,8 +8,6 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -165,14 +163,7 @@ class ImageSet:
 
     def __add__(self, other: ImageSet) -> ImageSet:
         """Return both tables, this one first. They must share a store."""
-        assert self.store is other.store
-        return replace(
-            self,
-            rows=np.concatenate([self.rows, other.rows]),
-            labels=np.concatenate([self.labels, other.labels]),
-            domains=np.concatenate([self.domains, other.domains]),
-            ids=np.concatenate([self.ids, other.ids]),
-        )
+        return joined([self, other])
 
     def samples(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the sample ids of some of these images: their own, or those of their pairs with all their captions."""
@@ -202,7 +193,10 @@ def sample_ids(keys: Sequence[str]) -> NDArray[np.int64]:
 
 def joined(sets: Iterable[ImageSet]) -> ImageSet:
     """Return the rows of several tables, which share a store, as one."""
-    return reduce(add, sets)
+    first, *others = sets = [*sets]
+    assert all(other.store is first.store for other in others)
+    columns = {name: [getattr(one, name) for one in sets] for name in ("rows", "labels", "domains", "ids")}
+    return replace(first, **{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 @dataclass(frozen=True, eq=False)

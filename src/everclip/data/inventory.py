@@ -258,6 +258,7 @@ def _other(
     other = known & (taken != old.contents)
     unknown = ~known & (old.contents != UNREADABLE)
     other |= unknown & (old.sizes != new.sizes)
-    if (unknown & doubtful).sum() < unknown.sum():  # else all of them were copied, as the sizes say
-        other |= unknown & doubtful
+    stamped = unknown & (new.stamps >= 0)  # of images in Arrow tables the sizes alone are known
+    if (stamped & doubtful).sum() < stamped.sum():  # else all of them were copied, as the sizes say
+        other |= stamped & doubtful
     return taken, other

@@ -1,5 +1,6 @@
 """Load a Clip from a model spec: ``lite``, ``NAME:TAG``, ``hf-hub:org/repo``, ``local-dir:/path``, or a run folder."""
 
+import http.client
 import json
 import logging
 import math
@@ -238,7 +239,11 @@ def _no_network() -> str:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         return ""  # an answer, if an unfriendly one
-    except OSError as error:  # URLError, time-outs
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+    ) as error:  # URLError, time-outs; no address, no HTTP
         return f"its weights are not in the cache and {hub} cannot be reached ({_line(error)})"
     return ""
 

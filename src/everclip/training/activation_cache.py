@@ -189,20 +189,24 @@ def _rows(
         progress.say(f"{size.words()} in {rows.folder}{there}")
         return rows
     free, here = free_memory(), collectives.here()  # each process here keeps all rows
-    if size.nbytes <= cache.ram_mb << 20 and (free is None or here * size.nbytes <= SHARE * free):
+    fits = size.nbytes <= cache.ram_mb << 20 and (free is None or here * size.nbytes <= SHARE * free)
+    if not _room(0 if fits else here * size.nbytes, size.views, folder, plan, progress):
+        return None
+    if fits:
         progress.say(f"{size.words()} in memory")
         return Memory(size.shape, size.exact)
-    if not _room(here * size.nbytes, size.views, folder, plan, progress):
-        return None
     progress.say(f"{size.words()} in a file in {folder}")
     return Spilled(size.shape, size.exact, folder)
 
 
 def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress) -> bool:
-    """Return whether a disk has room. Raises UserError where it has not and the config demands the rows."""
-    free = _free(folder)
-    if needed <= free:
+    """Return whether the disks of all processes have room: they keep the rows together or not at all, as those that do
+    wait for each other. Raises UserError where one has not and the config demands the rows."""
+    asked = collectives.told([needed, _free(folder)])
+    lacking = [(needed, free) for needed, free in asked if needed > free]
+    if not lacking:
         return True
+    needed, free = lacking[0]
     line = f"the kept activations need {words.size(needed)} and {folder} has {words.size(free)} free"
     if plan.config.cache.trunk == "on" or views > 1:
         raise UserError(f"{line}: make room, or use cache.trunk=off")

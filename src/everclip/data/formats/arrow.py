@@ -9,6 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from everclip.data.formats.folders import Fence
 from everclip.data.images import MOST_BYTES, Store, file_stamp
 from everclip.errors import UserError, shown
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 class ArrowStore(Store):
     """Images of several splits, each a column of ``struct<bytes, path>``, as the type Image of `datasets` is stored.
-    Raises UserError for a path outside the folder and the caches, or one that two rows share.
+    Raises UserError for a path outside the folder and the caches, one that two rows share, and a missing file.
 
     A key is ``SPLIT/ROW``, or, where a row has no bytes, its path relative to ``folder``. A row with neither is a
     broken image.
@@ -56,7 +59,13 @@ class ArrowStore(Store):
                     if folder and Path(path).is_relative_to(folder.absolute()):
                         key = Path(path).relative_to(folder.absolute()).as_posix()
                 keys.append(key)
+        for index, path in self._files.items():
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"{where(index)} names the file {shown(path, 1000)}, which is missing: copy it there"
+                )
         self.keys = keys
+        self._sizes = np.concatenate([np.zeros(0, np.int64), *map(_sizes, self._columns)])
 
     def read(self, row: int) -> bytes:
         path = self._files.get(row)
@@ -72,7 +81,7 @@ class ArrowStore(Store):
     def nbytes(self, row: int) -> int:
         try:
             path = self._files.get(row)
-            return os.path.getsize(path) if path is not None else len(self._cell(row) or b"")
+            return os.path.getsize(path) if path is not None else int(self._sizes[row])
         except OSError:
             return 0
 
@@ -93,6 +102,15 @@ def _paths(column: pa.ChunkedArray) -> list[str | None]:
     functions: Any = pc  # generated when it is imported
     lacking = functions.is_null(functions.struct_field(column, "bytes"))
     return functions.if_else(lacking, functions.struct_field(column, "path"), None).to_pylist()
+
+
+def _sizes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the number of bytes in each row, without reading the images."""
+    import pyarrow.compute as pc
+
+    functions: Any = pc
+    lengths = functions.binary_length(functions.struct_field(column, "bytes"))
+    return functions.fill_null(lengths, 0).to_numpy().astype(np.int64)
 
 
 def _checked(where: Callable[[int], str], row: int, path: str, folder: Path | None, fence: Fence) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
+from everclip.data.formats.folders import check_names
 from everclip.data.gathered import Encoded
 from everclip.data.images import Store, file_stamp
+from everclip.data.prompts import clean
 from everclip.errors import UserError, shown, why
 from everclip.system.arrays import MOST_ROWS, Shape, read_arrays
 from everclip.system.reading import readable
@@ -150,6 +152,7 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
         return names
     if not names and found["labels"].dtype.kind != "U":
         names = [str(label) for label in range(len(text))]
+    check_names([clean(name) for name in names], str(file), names)
     if len(names) != len(text):
         raise UserError(f"{file}: {len(text)} rows of text_features for {len(names)} classnames: use as many")
     return names

@@ -88,7 +88,9 @@ def image_files(root: Path, folder: str, deep: bool = True) -> list[str]:
     for path, folders, files in os.walk(root / folder, onerror=unreadable):
         check_text([*folders, *files], path)
         names = files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
-        folders[:] = sorted(name for name in folders if not _hidden(name) and name not in names)
+        folders[:] = sorted(
+            name for name in folders if not _hidden(name) and Path(name).suffix.lower() not in SUFFIXES
+        )
         relative = Path(path).relative_to(root)
         found += [
             (relative / name).as_posix()

@@ -38,7 +38,8 @@ class CaptionFolder(Source):
             raise UserError(
                 f'{root} has "{odd[0]}" and no parts "train" and "test" (or "val"): give its parts these names'
             )
-        places = [""] if test is None else ["train", test]
+        alone = there == ["train"] and not image_files(root, "", deep=False)  # tests are held out of it
+        places = ["train"] if alone else [""] if test is None else ["train", test]
         found = {place: image_files(root, place) for place in places}
         keys = [key for place in places for key in found[place]]
         if not keys:
@@ -46,7 +47,7 @@ class CaptionFolder(Source):
         fence = Fence(root)
         captions = [_captions(root, key, fence) for key in keys]
         tests = None if test is None else [place == test for place in places for _ in found[place]]
-        rows = Pairs(captions, tests, None, _tasks(keys, len(places) > 1))
+        rows = Pairs(captions, tests, None, _tasks(keys, "" not in places))
         return dataset(f"captionfolder:{argument}", str(root), FileStore(root, keys), rows)
 
 

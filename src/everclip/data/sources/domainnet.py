@@ -66,7 +66,7 @@ class DomainNet(Source):
 
     def load(self, argument: str | None, kind: str) -> Dataset:
         root = home("domainnet", argument)
-        if _missing(root):
+        if _missing(root) or any((root / f".{domain}.zip").exists() for domain in DOMAINS):
             with locked(root):
                 _prepare(root)
         rows = read([(domain, part, _list_of(root, domain, part)) for domain in DOMAINS for part in PARTS])
@@ -110,7 +110,11 @@ def _missing(root: Path) -> dict[str, Remote]:
 
 
 def _prepare(root: Path) -> None:
-    """Download and unpack what is missing. An archive of the user's own is checked and left where it is."""
+    """Download and unpack what is missing. An archive of the user's own is checked and left where it is; one that we
+    downloaded goes once it is unpacked, also where an earlier process was killed in between."""
+    for domain in DOMAINS:
+        if (root / domain).is_dir():
+            (root / f".{domain}.zip").unlink(missing_ok=True)
     for name, remote in _missing(root).items():
         if name not in DOMAINS:
             fetch(remote, root / name)

@@ -60,6 +60,11 @@ class ImageNet(Source):
         known = wnids()
         train = _class_folders(root, "train", known)
         if (root / "val").is_dir() and _images(root / "val"):
+            if sorted_in := _class_folders(root, "val", known):
+                raise UserError(
+                    f"{root / 'val'} has images beside class folders such as {next(iter(sorted_in))}: sort all of its"
+                    " images into these folders, or none"
+                )
             test = _flat(root, top, known, set(train))
         else:
             test = _class_folders(root, "val", known)
@@ -132,7 +137,11 @@ def _check_labels(root: Path, part: str, found: dict[str, list[str]], known: lis
 def _images(folder: Path) -> list[str]:
     """Return sorted names of the images directly in a folder. Raises UserError where it cannot be read."""
     try:
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES))
+        found = os.listdir(folder)
+        # macOS puts ._NAME beside a file on some disks
+        names = sorted(
+            name for name in found if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+        )
     except OSError as error:
         unreadable(error)
     if odd := [name for name in names if not name.isascii()]:

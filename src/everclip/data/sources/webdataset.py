@@ -198,9 +198,9 @@ def _parts(spec: str, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _beside(train: Sequence[Path]) -> list[Path]:
-    """Return test shards in the folders of the training shards, or in sibling folders called "test" or "val"."""
+    """Return test shards in the folders of the training shards, in folders "test" or "val" of these, or beside them."""
     folders = {path.parent for path in train}
-    above = {folder.parent for folder in folders if folder.name == "train"}
+    above = folders | {folder.parent for folder in folders if folder.name == "train"}
     folders |= {folder / name for folder in above for name in ("test", "val")}
     found = [path for folder in sorted(folders) for path in sorted(folder.glob("*.tar"))]
     tests = [path for path in found if _part(path) == "test"]
