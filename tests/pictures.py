@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,3 +48,20 @@ def domain_folder(root: Path, domains: int = 3, classes: int = 3, count: int = 6
     for domain in range(domains):
         image_folder(root / f"domain{domain}", {"": count}, classes, seed=50 * domain)
     return root
+
+
+def tiled(side: int, tile: int) -> bytes:
+    """The header of a grey TIFF of one tile, which may be larger than the picture."""
+    tags = (
+        (256, side),
+        (257, side),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (322, tile),
+        (323, tile),
+        (324, 0),
+        (325, 1),
+    )
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)

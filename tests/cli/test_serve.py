@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
 
 from everclip.cli.serve import MOST_MEGAPIXELS
-from everclip.serving.limits import MEGA
+from everclip.serving import server
+from everclip.serving.current import Source
+from everclip.serving.limits import MEGA, Limits
 from everclip.serving.server import listening
 from tests.cli.conftest import Say
 from tests.serving import malformed
@@ -100,6 +103,22 @@ def _until(client: Client, key: str, value: object) -> None:
     while client.ask("/health")[1][key] != value:
         assert time.monotonic() < limit
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=lambda stop: stop.name)
+def test_signals_while_the_model_is_opened(stop: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP has nothing to open again yet; the others end the server as they do later."""
+    seen: list[str] = []
+
+    def opening(source: object, say: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGHUP)
+        seen.append("still opening")
+        os.kill(os.getpid(), stop)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(server, "Current", opening)
+    server.serve(Source("v1"), "127.0.0.1", 0, Limits(), seen.append)
+    assert seen == ["still opening"]
 
 
 @pytest.mark.slow

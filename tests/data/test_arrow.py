@@ -9,6 +9,7 @@ import pytest
 
 from everclip.data.formats.arrow import ArrowStore
 from everclip.data.images import MOST_BYTES
+from everclip.errors import UserError
 from tests.complaints import complaint
 
 pa: Any = pytest.importorskip("pyarrow", reason='pyarrow is in the extra: pip install "everclip[hf]"')

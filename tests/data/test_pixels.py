@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageFile
 
 from everclip import data
-from everclip.data.pixels import Pixels, to_rgb
-from tests.pictures import image_folder
+from everclip.data.gathered import Encoded
+from everclip.data.pixels import Pixels, stored_size, to_rgb
+from tests.pictures import image_folder, tiled
 
 
 def shrink(image: Image.Image) -> Image.Image:
@@ -163,6 +164,17 @@ def test_transparency_lies_on_white(mode: str) -> None:
     else:
         image = image.convert(mode)
     assert np.asarray(to_rgb(image)).min() == 255
+
+
+def test_a_tiff_counts_as_large_as_its_tiles() -> None:
+    for side, tile in ((64, 16000), (64, 48), (64, 64)):
+        image = Image.open(io.BytesIO(tiled(side, tile)))
+        assert image.size == (side, side)
+        assert stored_size(image) == (max(side, tile),) * 2
+    store = Encoded(["a"], [tiled(64, 16000)])
+    pixels = Pixels(store, shrink, 16, 0, 0)
+    assert len(pixels.load(np.array([0]))[0]) == 0
+    assert [*pixels.skipped().values()] == ["too large: 16000 x 16000 pixels"]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

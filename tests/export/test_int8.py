@@ -81,6 +81,7 @@ BAD: list[tuple[str, str]] = [
     ("{v} --int8", "--int8 is for --format onnx, not open-clip: add --format onnx, or leave it out"),
     ("{v} --encoders separate", "--encoders separate is for --format onnx, not open-clip"),
     ("{v} --format onnx --encoders both", '--encoders is "both"; known: one, separate'),
+    ("{v} --format onnx --max-drop 2", "--max-drop is for --int8: add --int8, or leave it out"),
     ("{v} --format onnx --calibrate {data}", "--calibrate is for --int8: add --int8"),
     ("{v} --format onnx --int8 --max-drop 101", "--max-drop is 101: use percentage points from 0 to 100"),
     ("{run} --format onnx --int8", "--int8: {run} keeps no exemplars: give images in CLASS folders with --calibrate"),

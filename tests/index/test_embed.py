@@ -381,6 +381,10 @@ def test_what_is_given_must_be_there(toy: str, pictures: Path, tmp_path: Path, s
         code, _, err = say("embed", toy, *words)
         assert (code, line in err, err.count("\n")) == (2, True, 1), err
         assert not (tmp_path / "v").exists()
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for _ in range(2):
+        code, out, err = say("embed", toy, tmp_path / "bad.png", "-o", tmp_path / "none")
+        assert (code, "not one image can be read" in out, "skipped" in err) == (1, True, True)
     assert say("embed", "features:8", pictures, "-o", tmp_path / "v")[0] == 2
 
 

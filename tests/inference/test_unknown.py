@@ -14,7 +14,7 @@ from everclip.data.images import FileStore
 from everclip.errors import UserError
 from everclip.inference.model import open_model
 from everclip.inference.predict import answers
-from everclip.inference.unknown import Judge, available, judged, threshold
+from everclip.inference.unknown import ROUNDING, Judge, available, judged, least_rate, threshold
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.unknown import held_out
 from everclip.models.clip import Clip
@@ -108,6 +108,13 @@ def test_what_sets_no_threshold(run: Path) -> None:
     many = replace(model, unknown=held_out(name, "some", np.arange(3000.0)))
     with pytest.raises(UserError, match=r"finer than 0\.1 %"):
         threshold(many, 0.0005)
+
+
+@pytest.mark.parametrize("images", [2, 3, 6, 19, 30, 97, 8191])
+def test_the_least_rate_that_is_said_is_accepted(images: int) -> None:
+    finest = 1 / (images + 1)
+    said = float(least_rate(finest).removesuffix(" %")) / 100
+    assert finest - ROUNDING <= said < finest + 1e-5
 
 
 def test_scores_stay_with_a_folder_and_a_damaged_file_is_refused(run: Path, tmp_path: Path) -> None:

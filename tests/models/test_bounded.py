@@ -248,6 +248,12 @@ def test_an_image_size_that_the_user_wants_is_no_claim(tmp_path: Path) -> None:
     assert zoo.load(str(toy_clip(tmp_path)), 64).image_size == 64
 
 
+def test_nor_may_it_ask_for_more_patches_than_any_model_has(tmp_path: Path) -> None:
+    """A stranger's everclip.json may give it."""
+    with pytest.raises(UserError, match=r'no model has sizes like .*"image_size": 4096'):
+        zoo.load(str(toy_clip(tmp_path)), 4096)
+
+
 def test_a_resnet_that_was_saved_is_opened_again(tmp_path: Path) -> None:
     """open_clip gives it a patch size of null."""
     config: Any = open_clip.get_model_config("RN50")

@@ -24,6 +24,7 @@ from everclip.serving.answering import Answering, Ask, Result
 from everclip.serving.current import Source
 from everclip.serving.limits import Limits, Refused, without_folders
 from tests.cli.conftest import Say
+from tests.pictures import tiled
 from tests.serving import malformed
 from tests.serving.client import Client, Json
 from tests.serving.conftest import Serving, serving_of
@@ -66,10 +67,10 @@ def test_unknown_pictures_are_those_of_everclip_predict(client: Client, made: Pa
     assert found["unknown"] is wanted["unknown"]
     assert found["unknown_score"] == pytest.approx(wanted["unknown_score"], rel=1e-3)
     status, found = client.ask("/predict?unknown_at=0.001", file.read_bytes())
-    assert status == 422
+    assert status == 400
     assert "a rate of 0.1 % needs 999 held-out images" in found["error"]
     assert str(made) not in found["error"]
-    assert client.ask("/predict?unknown_at=1e-320", file.read_bytes())[0] == 422
+    assert client.ask("/predict?unknown_at=1e-320", file.read_bytes())[0] == 400
 
 
 def decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -106,6 +107,11 @@ def test_large_pictures_are_not_decoded_all_at_once(
             assert isinstance(other, dict)
             assert one["embedding"] == pytest.approx(other["embedding"], abs=1e-5)
         assert isinstance(found[-1], Refused)
+
+
+def test_a_tiff_counts_as_large_as_its_tiles(client: Client) -> None:
+    status, found = client.ask("/predict", tiled(64, 16000))
+    assert (status, "the picture has 16000 x 16000 pixels" in found["error"]) == (413, True)
 
 
 def test_thin_pictures_count_as_what_they_are_resized_to(

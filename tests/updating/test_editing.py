@@ -118,6 +118,8 @@ def test_the_command(four: State, tmp_path: Path, capsys: pytest.CaptureFixture[
     v2, v3, v4 = (str(tmp_path / name) for name in ("v2", "v3", "v4"))
     assert main(["classes", v2]) == 0
     assert "yellow" in capsys.readouterr().out
+    assert main(["classes", v2, "-o", v3]) == 2
+    assert not Path(v3).exists()
     assert main(["classes", v2, "merge", "blue", "green", "--into", "cold", "-o", v3]) == 0
     shown, said = capsys.readouterr()
     assert "4 classes before, 3 after" in shown

@@ -48,6 +48,10 @@ def classes(
 
     check_version(version)
     if what is None:
+        if given := [
+            name for name, value in (("-o", out), ("--test", test), ("--into", into)) if value is not None
+        ]:
+            raise UserError(f"{given[0]} is for a change: give rename, merge or remove after {version}")
         _list(begin(version), json)
         return 0
     if out is None:

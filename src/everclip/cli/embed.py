@@ -25,7 +25,7 @@ def embed(
     fp16: bool = False,
     image_size: ImageSize = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Write unit-length embeddings of pictures or texts as .npy shards, with a table of ids and a fingerprint.
 
     Args:
@@ -56,6 +56,7 @@ def embed(
     ):
         report = write(clip, model, image_size, work, path, fp16, progress)
     _show(path, report, json)
+    return 0 if len(report.vectors) or not report.skipped else 1
 
 
 def _show(path: Path, report: Report, json: bool) -> None:
@@ -78,6 +79,7 @@ def _show(path: Path, report: Report, json: bool) -> None:
         )
         return
     made = f"{report.made:,} made now, {pace:,.0f} per second" if report.made else "none was missing"
+    made = made if len(vectors) or not report.skipped else f"not one {table.kind} can be read"
     what = f"{len(vectors):,} embeddings of {table.kind}s, [n, {table.width}] {table.dtype}"
     print(f"{path}: {what}; {made}; fingerprint {table.fingerprint[:12]}")
     for name, reason in report.skipped.items():

@@ -26,6 +26,9 @@ MOST = 256
 """Largest number of images of ``--check`` that are compared with torch."""
 
 
+MAX_DROP = 1.0  # percentage points
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Graphs:
@@ -35,13 +38,13 @@ class Graphs:
         encoders: one: a single graph. separate: also image.onnx, text.onnx and classifier.onnx (format onnx).
         int8: Also write model.int8.onnx, and print the accuracy that it loses (format onnx).
         calibrate: Images in CLASS folders to take the ranges of --int8 from (default: a version's exemplars).
-        max_drop: Percentage points that --int8 may lose; a larger loss means exit code 3 and no folder.
+        max_drop: Percentage points that --int8 may lose (default: 1); a larger loss means exit code 3 and no folder.
     """
 
     encoders: str = "one"
     int8: bool = False
     calibrate: str | None = None
-    max_drop: float = 1.0
+    max_drop: float | None = None
 
 
 def export(
@@ -70,13 +73,16 @@ def export(
     check_choice("--encoders", chosen.encoders, ("one", "separate"))
     if chosen.calibrate is not None and not chosen.int8:
         raise UserError("--calibrate is for --int8: add --int8, or use everclip predict --calibrate")
+    if chosen.max_drop is not None and not chosen.int8:
+        raise UserError("--max-drop is for --int8: add --int8, or leave it out")
     opened, kept = _opened(model, classes, format, chosen.int8)
     if not opened.clip.image_size:
         raise UserError(f"{model} takes features, which no format has: open it with everclip.Learner")
     pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
     from everclip.export.shared.quantised import Dropped, samples
 
-    int8 = samples(opened, kept, (chosen.calibrate, check), chosen.max_drop) if chosen.int8 else None
+    most = MAX_DROP if chosen.max_drop is None else chosen.max_drop
+    int8 = samples(opened, kept, (chosen.calibrate, check), most) if chosen.int8 else None
     try:
         written = write(opened, format, out, pictures, More(chosen.encoders == "separate", int8))
     except Dropped as error:

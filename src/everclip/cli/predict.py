@@ -130,6 +130,7 @@ def _paths(files: tuple[str, ...]) -> Iterator[str]:
 def _calibrate(model: Deployed, data: str) -> Deployed:
     """Fit the model's temperature on ``data`` and keep it in the model's folder, with what sets thresholds."""
     from everclip.inference import assess
+    from everclip.inference.unknown import least_rate
 
     fitted, held = assess.fit_temperature(model, data)
     kept = assess.keep_calibration(model, fitted, held)
@@ -138,7 +139,7 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
     print(
         f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}: calibration error"
         f" {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two halves); --unknown-at from"
-        f" {100 * held.finest:.2g}%, by the score {held.score}; {where}",
+        f" {least_rate(held.finest)}, by the score {held.score}; {where}",
         file=sys.stderr,
     )
     return model.noting(calibration=fitted, unknown=held)

@@ -65,6 +65,14 @@ def _scaled(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
     return grey
 
 
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height as decoded, known from the header: the tiles of a TIFF may be larger than the picture."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    sides = ((image.width, tags.get(322)), (image.height, tags.get(323)))
+    width, height = (max(side, tile) if isinstance(tile, int) else side for side, tile in sides)
+    return width, height
+
+
 def most_pixels(width: int, height: int, size: int) -> int:
     """Return the most pixels that a picture has while its shorter side is resized to ``size``, before the crop."""
     return max(width * height, -(-(size**2) * max(width, height) // max(1, min(width, height))))
@@ -122,9 +130,9 @@ class Pixels:
         most = Image.MAX_IMAGE_PIXELS or math.inf
         try:
             with Image.open(io.BytesIO(self.store.read(row)), formats=FORMATS) as image:
-                if most_pixels(*image.size, self.size) > most:
-                    what = "large" if image.width * image.height > most else "thin"
-                    return f"too {what}: {image.width} x {image.height} pixels"
+                width, height = stored_size(image)
+                if most_pixels(width, height, self.size) > most:
+                    return f"too {'large' if width * height > most else 'thin'}: {width} x {height} pixels"
                 image.load()
                 small = self._transform(to_rgb(image))
         except UnidentifiedImageError:

@@ -255,7 +255,8 @@ def _mapped(file: Path, table: Table, rows: int | None = None) -> Float[np.ndarr
     except Exception as error:  # numpy's reader of headers raises anything, from TokenError to MemoryError
         raise UserError(f"{file} is broken ({why(error)}): {_AGAIN}") from error
     plain = isinstance(found, np.memmap) and found.flags.c_contiguous and found.dtype == np.dtype(table.dtype)
-    if not plain or found.shape[1:] != (table.width,) or rows not in (None, len(found)):
+    fits = plain and found.shape[1:] == (table.width,) and len(found) <= MOST_ROWS
+    if not fits or rows not in (None, len(found)):
         form = f"{table.dtype} [{rows or 'n'}, {table.width}]"
         raise UserError(f"{file} is broken (it holds no {form}): {_AGAIN}")
     return found

@@ -18,7 +18,7 @@ from everclip.index.embed import width
 from everclip.index.encoder import fingerprints, open_encoder
 from everclip.index.folder import IMAGE, TEXT, Vectors
 from everclip.index.maps import FILE, Map, load
-from everclip.inference.model import is_learned
+from everclip.inference.model import LOCAL, is_learned
 from everclip.models.clip import Clip
 from everclip.system.reading import readable
 
@@ -115,9 +115,7 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
     if mapped is not None and mapped.of in marks and mapped.to == wanted:
         if len(mapped.bias) != width(clip):
             widths = f"of {len(mapped.bias)} numbers, and {spec} gives {width(clip)}"
-            raise UserError(
-                f"the map in {Path(spec) / FILE} takes embeddings {widths}: use another copy of {spec}"
-            )
+            raise UserError(f"the map {_file_of(spec)} takes embeddings {widths}: use another copy of {spec}")
         return Asker(clip, mapped)
     raise UserError(
         f"{spec} (fingerprint {marks[0][:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
@@ -125,9 +123,13 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
     )
 
 
+def _file_of(spec: str) -> Path:
+    return Path(spec.removeprefix(LOCAL)) / FILE
+
+
 def _map_of(spec: str) -> Map | None:
     """Return the map that a version has. Raises UserError where it cannot be read."""
-    file = Path(spec).expanduser() / FILE
+    file = _file_of(spec).expanduser()
     if not file.is_file():
         return None
     with readable(file, f"use another copy of {spec}"):

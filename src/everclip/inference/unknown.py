@@ -12,6 +12,7 @@ not depend on the temperature, so a new temperature leaves thresholds as they ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,11 @@ def read_rate(rate: Any, given: str) -> float:
     return found
 
 
+def least_rate(finest: float) -> str:
+    """Return the lowest rate that is accepted, in words, rounded up: ``33.334 %``."""
+    return f"{math.ceil(1e5 * finest - 1e-6) / 1e3:g} %"
+
+
 def threshold(model: Deployed, rate: float) -> float:
     """Return the unknown score above which a picture is unknown, for a rate of false alarms.
 
@@ -155,7 +161,7 @@ def threshold(model: Deployed, rate: float) -> float:
     if held.score not in available(model):
         raise UserError(f"{model.spec} has no score {held.score} any more: use {give}")
     if rate < held.finest - ROUNDING:
-        wanted, least = images_for(rate), f"{100 * held.finest:.3g} %"
+        wanted, least = images_for(rate), least_rate(held.finest)
         raise UserError(
             f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes,"
             f" {wanted - held.images} more than the {held.images} of {model.spec}: use {least} or more, or"

@@ -66,7 +66,13 @@ def shapes_of(path: Path) -> Shapes:
     return found
 
 
-def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Mapping[str, Any]) -> None:
+def check(
+    source: str,
+    model_cfg: Mapping[str, Any],
+    weights: Path,
+    options: Mapping[str, Any],
+    image_size: int | None = None,
+) -> None:
     """Refuse a model whose config does not match its weights. Raises ValueError, Unreadable, or what building it
     raises.
 
@@ -75,8 +81,9 @@ def check(source: str, model_cfg: Mapping[str, Any], weights: Path, options: Map
         model_cfg: its config.
         weights: the file that its weights are read from.
         options: those of ``create_model`` that do not change the model's size.
+        image_size: side of the pictures, where it is not the config's; a stranger's folder may name it, too.
     """
-    _check_tokens(model_cfg)
+    _check_tokens(model_cfg, image_size)
     found = shapes_of(weights) if weights.suffix == ".safetensors" else _shapeless(weights)
     most = weights.stat().st_size  # a value takes at least a byte
     tensors = min(len(found) or MOST_TENSORS, MOST_TENSORS)
@@ -99,9 +106,9 @@ def _shapeless(path: Path) -> Shapes:
     return {}
 
 
-def _check_tokens(model_cfg: Mapping[str, Any]) -> None:
+def _check_tokens(model_cfg: Mapping[str, Any], image_size: int | None) -> None:
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    size, patch = vision.get("image_size", 224), vision.get("patch_size")
+    size, patch = image_size or vision.get("image_size", 224), vision.get("patch_size")
     patch = 16 if patch is None else patch  # open_clip's ResNets have null
     length = text.get("context_length", 77)
     sizes = {"image_size": size, "patch_size": patch, "context_length": length}

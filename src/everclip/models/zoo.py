@@ -174,7 +174,7 @@ def _assemble(spec: str, source: str, options: dict[str, Any], image_size: int |
     with vetted.text_tower(text, folder, where) as tower, Unset():
         if weights is not None:
             given = {key: value for key, value in options.items() if key != "force_image_size"}
-            bounded.check(source, model_cfg, weights, {**given, **tower})
+            bounded.check(source, model_cfg, weights, {**given, **tower}, image_size)
         model: Any = open_clip.create_model(source, require_pretrained=True, **options, **tower)
     if image_size is not None and image_size != input_side(model.visual):
         sizes.allow(spec, model.visual, image_size)

@@ -14,11 +14,12 @@ from jaxtyping import Float32
 from PIL import Image
 
 from everclip.data.gathered import Encoded
-from everclip.data.pixels import FORMATS, most_pixels
+from everclip.data.pixels import FORMATS, most_pixels, stored_size
 from everclip.errors import UserError, memory_words
 from everclip.index.queries import Asker
 from everclip.index.search import nearest
 from everclip.inference.predict import answers, as_dict
+from everclip.inference.unknown import threshold
 from everclip.serving.current import Current, Say, Served
 from everclip.serving.limits import MEGA, Refused, without_folders
 from everclip.system.text import printable
@@ -109,7 +110,7 @@ def _measured(content: bytes, most: int, size: int) -> tuple[int, str]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
+            width, height = stored_size(image)
     except Image.DecompressionBombError:
         return 0, f"the picture has more than {most / MEGA:g} million pixels: send a smaller one"
     except Exception:  # decoding says what is wrong with it
@@ -134,10 +135,13 @@ def _unreadable(reason: str) -> Refused:
 def _predicted(served: Served, asks: Sequence[Ask]) -> list[Result]:
     """Classify pictures: what ``everclip predict --json`` prints, without ``file``."""
     found: list[Result] = []
-    try:  # all of a group ask for the same rate
-        told = [*answers(served.model, [_store(asks)], asks[0].unknown_at)]
+    rate = asks[0].unknown_at  # all of a group ask for the same
+    try:
+        if rate is not None:
+            threshold(served.model, rate)
     except UserError as error:
-        return [Refused(422, served.public(str(error)))] * len(asks)
+        return [Refused(400, served.public(str(error)))] * len(asks)
+    told = [*answers(served.model, [_store(asks)], rate)]
     for ask, answer in zip(asks, told, strict=True):
         shown = as_dict(served.model, answer, ask.top, ask.reject_below, ask.unknown_at is not None)
         del shown["file"]

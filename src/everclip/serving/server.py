@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import h11
 from uvicorn import Config, Server
@@ -96,7 +96,7 @@ def serve(source: Source, host: str, port: int, limits: Limits, say: Say) -> Non
     Raises:
         UserError: the port cannot be had, or the model cannot be opened.
     """
-    with listening(host, port) as listener:
+    with suppress(_Ended), listening(host, port) as listener, handling(_OPENING):
         current = Current(source, say)
         server = server_of(Service(current, limits, say))
         shown = f"[{host}]" if ":" in host else host
@@ -107,6 +107,18 @@ def serve(source: Source, host: str, port: int, limits: Limits, say: Say) -> Non
                 server.run([listener])
             finally:
                 current.stop()
+
+
+class _Ended(BaseException):
+    """SIGTERM or Ctrl-C before the model is open; no handler of errors may take it for one."""
+
+
+def _end(*_: object) -> None:
+    raise _Ended
+
+
+_OPENING = {signal.SIGTERM: _end, signal.SIGINT: _end, signal.SIGHUP: lambda *_: None}
+"""What signals do until the model is open."""
 
 
 @contextmanager

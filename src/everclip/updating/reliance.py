@@ -19,7 +19,7 @@ from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.inference.assess import decoded
 from everclip.inference.model import Deployed
-from everclip.inference.unknown import LOGIT, available, left_out, maximum_logit
+from everclip.inference.unknown import LOGIT, available, least_rate, left_out, maximum_logit
 from everclip.methods.base.method import sharpness
 from everclip.methods.shared.statistics import Linear, Statistics
 from everclip.metrics.calibration import Calibration, fit, none_best
@@ -101,7 +101,7 @@ def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[
     words = f"{lacking}; give held-out images with predict --calibrate"
     if held is not None:
         about |= {"score": held.score, "images": held.images, "finest_rate": held.finest}
-        words = f"predict --unknown-at from {100 * held.finest:.2g} % up, by {held.score} on {held.images} check images"
+        words = f"predict --unknown-at from {least_rate(held.finest)} up, by {held.score} on {held.images} check images"
     about["words"] = f"unknown pictures: {words}"
     return model.noting(calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
 
