@@ -206,7 +206,9 @@ def test_edits_and_forgetting_fit_anew(
     assert main(["forget", one.spec, "--class", "yellow", "-o", str(tmp_path / "less")]) == 0
     said = capsys.readouterr().out
     assert f"{FEW}: there was no temperature before" in said
-    assert "unknown pictures: predict --unknown-at from 14 % up, by maximum_logit on 6 check images" in said
+    assert (
+        "unknown pictures: predict --unknown-at from 14.286 % up, by maximum_logit on 6 check images" in said
+    )
     card = json.loads((tmp_path / "less" / "everclip.json").read_text())
     assert card["unknown"]["images"] == 6
     assert open_model(str(tmp_path / "less")).unknown is not None

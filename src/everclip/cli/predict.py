@@ -139,7 +139,7 @@ def _calibrate(model: Deployed, data: str) -> Deployed:
     print(
         f"temperature {fitted.temperature:.3g}, fitted on {fitted.images} images of {fitted.data}: calibration error"
         f" {fitted.ece_before:.1%} before, {fitted.ece:.1%} after (cross-fitted in two halves); --unknown-at from"
-        f" {least_rate(held.finest)}, by the score {held.score}; {where}",
+        f" {least_rate(held.finest)}%, by the score {held.score}; {where}",
         file=sys.stderr,
     )
     return model.noting(calibration=fitted, unknown=held)

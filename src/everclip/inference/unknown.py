@@ -143,8 +143,8 @@ def read_rate(rate: Any, given: str) -> float:
 
 
 def least_rate(finest: float) -> str:
-    """Return the lowest rate that is accepted, in words, rounded up: ``33.334 %``."""
-    return f"{math.ceil(1e5 * finest - 1e-6) / 1e3:g} %"
+    """Return the lowest rate that is accepted in percent, rounded up: ``33.334``."""
+    return f"{math.ceil(1e5 * finest - 1e-6) / 1e3:g}"
 
 
 def threshold(model: Deployed, rate: float) -> float:
@@ -161,7 +161,7 @@ def threshold(model: Deployed, rate: float) -> float:
     if held.score not in available(model):
         raise UserError(f"{model.spec} has no score {held.score} any more: use {give}")
     if rate < held.finest - ROUNDING:
-        wanted, least = images_for(rate), least_rate(held.finest)
+        wanted, least = images_for(rate), f"{least_rate(held.finest)} %"
         raise UserError(
             f"a rate of {100 * rate:.3g} % needs {wanted} held-out images of known classes,"
             f" {wanted - held.images} more than the {held.images} of {model.spec}: use {least} or more, or"

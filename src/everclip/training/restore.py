@@ -42,6 +42,7 @@ _MAY_CHANGE = {
     *("device", "distributed", "loader", "cache.ram_mb", "cache.shared", "checkpoint"),
     *("train.accumulate", "train.checkpointing", "train.compile"),
     *("out", "tracker", "trackers", "tuned_on"),
+    "defaults",  # a run's config has all values written out
 }
 """Keys and sections of a config that do not decide what a run computes: it keeps all others to its end."""
 

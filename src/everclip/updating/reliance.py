@@ -101,7 +101,8 @@ def fitted(model: Deployed, checked: Checked, before: Deployed | None) -> tuple[
     words = f"{lacking}; give held-out images with predict --calibrate"
     if held is not None:
         about |= {"score": held.score, "images": held.images, "finest_rate": held.finest}
-        words = f"predict --unknown-at from {least_rate(held.finest)} up, by {held.score} on {held.images} check images"
+        rates = f"--unknown-at from {least_rate(held.finest)} % up"
+        words = f"predict {rates}, by {held.score} on {held.images} check images"
     about["words"] = f"unknown pictures: {words}"
     return model.noting(calibration=calibration, unknown=held), {"calibration": told, "unknown": about}
 
