@@ -202,7 +202,9 @@ def _rows(
 def _room(needed: int, views: int, folder: Path, plan: Plan, progress: Progress) -> bool:
     """Return whether the disks of all processes have room: they keep the rows together or not at all, as those that do
     wait for each other. Raises UserError where one has not and the config demands the rows."""
-    asked = collectives.told([needed, _free(folder)])
+    asked = collectives.told(
+        [needed, _free(folder) if needed else 0]
+    )  # on another machine there may be no such folder
     lacking = [(needed, free) for needed, free in asked if needed > free]
     if not lacking:
         return True
