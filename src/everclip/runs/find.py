@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from everclip.runs.finished import Finished, natural, read
-from everclip.runs.read import RunData, is_run, no_run
+from everclip.runs.read import RunData, holds_runs, is_run, no_run
 from everclip.runs.words import listed, several
 from everclip.system.kinds import table
 from everclip.system.reading import Unreadable, open_regular, read_json, read_text
@@ -104,17 +104,9 @@ def _take(path: Path, found: Found) -> None:
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             _take(folder, found)
         found.sweeps += [path] * swept
-        found.others += [] if swept else sorted(folder for folder in path.iterdir() if _holds_runs(folder))
+        found.others += [] if swept else sorted(folder for folder in path.iterdir() if holds_runs(folder))
     else:
         found.others.append(path)
-
-
-def _holds_runs(folder: Path) -> bool:
-    """Return whether a folder is that of a sweep or of runs, itself no run."""
-    try:
-        return folder.is_dir() and not is_run(folder) and any(map(is_run, folder.iterdir()))
-    except OSError:  # it may not be read
-        return False
 
 
 def state(run: RunData) -> State:

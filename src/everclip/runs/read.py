@@ -151,11 +151,19 @@ def is_run(path: Path) -> bool:
     return any(os.path.isfile(path / name) for name in ("results.json", "metrics.jsonl", "config.toml"))
 
 
+def holds_runs(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep or of runs, itself no run."""
+    try:
+        return folder.is_dir() and not is_run(folder) and any(map(is_run, folder.iterdir()))
+    except OSError:  # it may not be read
+        return False
+
+
 def no_run(path: Path) -> str:
     """Return the message about a path that holds no run."""
     if not os.path.lexists(path):
         return f'"{path}" does not exist: give a run directory'
-    if path.is_dir() and any(map(is_run, path.iterdir())):
+    if holds_runs(path):
         return f'"{path}" is a folder of runs beside runs: name it, too'
     files = "results.json, metrics.jsonl or config.toml"
     return f'"{path}" is not a run directory (no {files}): give a run directory'

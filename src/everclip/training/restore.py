@@ -33,12 +33,8 @@ the test results of a finished task."""
 SETTINGS = "settings.json"
 """The file of a checkpoint with what the run's config.toml then said of what is computed."""
 _MAY_CHANGE = {
-    *(
-        "data",
-        "source.of",
-        "classnames",
-        "templates",
-    ),  # folders and files may move: what is in them is compared
+    # folders and files may move: what is in them is compared
+    *("data", "source.of", "classnames", "templates"),
     *("device", "distributed", "loader", "cache.ram_mb", "cache.shared", "checkpoint"),
     *("train.accumulate", "train.checkpointing", "train.compile"),
     *("out", "tracker", "trackers", "tuned_on"),
@@ -180,9 +176,8 @@ def restore(plan: Plan, saved: Saved) -> Clip:
         raise UserError(
             f"{plan.config.data} has other {what} than when this run began: put them back, or start a new run"
         )
-    if (
-        state.get("templates", templates := list(plan.prompts.templates)) != templates
-    ):  # earlier versions noted none
+    templates = list(plan.prompts.templates)
+    if state.get("templates", templates) != templates:  # earlier versions noted none
         raise UserError(
             "the templates are others than when this run began: put them back, or start a new run"
         )
