@@ -41,6 +41,8 @@ _MAY_CHANGE = {
     "defaults",  # a run's config has all values written out
 }
 """Keys and sections of a config that do not decide what a run computes: it keeps all others to its end."""
+_UNTIL_THERE_WERE = {"references": "none"}
+"""What a config means that lacks a key of later versions, where that is not ``auto``."""
 
 
 class Saved(NamedTuple):
@@ -130,7 +132,7 @@ def _check_unedited(run: Run, checkpoint: Path) -> None:
         sections = {key.partition(".")[0] for key in then}
         now = {key: value for key, value in now.items() if key.partition(".")[0] in sections}
     for key in then | now:
-        before, after = (known.get(key, "auto") for known in (then, now))
+        before, after = (known.get(key, _UNTIL_THERE_WERE.get(key, "auto")) for known in (then, now))
         if before != after:
             raise UserError(
                 f"{run.path / 'config.toml'} has changed since this run began ({shown(key)}: {shown(before)} then,"
