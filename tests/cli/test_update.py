@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from everclip.cli.app import main
+from everclip.training import disk
+from everclip.updating.cost import least
 from everclip.updating.state import read
 from tests.learned import coloured
 from tests.pictures import picture
@@ -60,6 +63,25 @@ def test_what_follows_an_update(
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "v3"), str(tmp_path / "p.png"), "--json", "--top", "9"]) == 0
     assert len(json.loads(capsys.readouterr().out)["top"]) == 4
+
+
+def test_room_is_looked_for_before_anything_is_learned(
+    world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, state = tmp_path / "v2", read(Path(world["v1"]))
+    written = sum(file.stat().st_size for file in Path(world["v1"]).rglob("*") if file.is_file())
+    needed = least(state.known, state.frozen)
+    assert written / 2 < needed < written
+    words = ["update", world["v1"], "--add", world["cold"], "--test", world["test"], "--max-drop", "100"]
+    capsys.readouterr()
+    for free, code in ((needed - 1, 2), (needed, 0)):
+        found = shutil._ntuple_diskusage(10 * needed, 9 * needed, free)
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda path, found=found: found)
+        assert main([*words, "-o", str(out)]) == code
+        assert out.exists() == (code == 0)
+        stderr = capsys.readouterr().err
+        refused = f"GiB to {out}, whose disk has 0.01 GiB free: make room, or give -o FOLDER on another disk"
+        assert (refused in stderr) == (code == 2)
 
 
 def test_a_text_version_merges(world: dict[str, str], toy: str, tmp_path: Path) -> None:

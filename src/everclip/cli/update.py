@@ -108,8 +108,10 @@ def _run(
     from everclip.system.outputs import check_new
     from everclip.system.progress import Progress
     from everclip.system.signals import leaving
+    from everclip.training.disk import check_free
     from everclip.updating.core import Options
     from everclip.updating.core import update as run
+    from everclip.updating.cost import least
     from everclip.updating.index import asked, to_rebuild
     from everclip.updating.start import begin, load_both
 
@@ -125,6 +127,10 @@ def _run(
         if path is None:
             _dry(state, found, held, options, json)
             return 0
+        needed = least(state.known, state.frozen)
+        check_free(
+            path, needed, "the version writes at least", "make room, or give -o FOLDER on another disk"
+        )
         unwritten = f"{deployed} is unchanged and {out} was not written; the same command starts again"
         with leaving(lambda: f"{out} is written" if is_version(path) else unwritten):
             with Progress() as progress:

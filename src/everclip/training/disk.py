@@ -82,10 +82,15 @@ def nearest(place: Path) -> Path:
 def check_room(run: Path, needed: float) -> None:
     """Raise UserError where a run that writes ``needed`` bytes, of which some may be there, would fill the disk."""
     there = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
+    remedy = "make room, give out=PATH on another disk, or use checkpoint.keep=1"
+    check_free(run, needed - there, "the run may write", remedy)
+
+
+def check_free(place: Path, needed: float, what: str, remedy: str) -> None:
+    """Raise UserError where a disk has less free space than ``needed`` bytes for a file or folder on it."""
     # of several processes the first may have been refused already, and have removed its folder
-    free = shutil.disk_usage(nearest(run)).free
-    if needed - there > free:
+    free = shutil.disk_usage(nearest(place)).free
+    if needed > free:
         raise UserError(
-            f"the run may write {(needed - there) / GIB:.2f} GiB to {run}, whose disk has {free / GIB:.2f}"
-            f" GiB free: make room, give out=PATH on another disk, or use checkpoint.keep=1"
+            f"{what} {needed / GIB:.2f} GiB to {place}, whose disk has {free / GIB:.2f} GiB free: {remedy}"
         )

@@ -13,7 +13,7 @@ from everclip.models.clip import Clip
 from everclip.system.machine import peak_resident
 from everclip.training.pace import measured
 from everclip.updating.candidates import SHARES
-from everclip.updating.classifiers import width
+from everclip.updating.classifiers import Known, width
 from everclip.updating.images import Pictures
 from everclip.updating.rule import Decision
 
@@ -63,6 +63,11 @@ def predict(clip: Clip, pictures: Pictures, decision: Decision, tested: int) -> 
         memory=_memory(clip, pictures, decision.train),
         disk=_weights(clip) * (2 if decision.train else 1) + 2 * 8 * width(pictures.known, clip) ** 2,
     )
+
+
+def least(known: Known, clip: Clip) -> int:
+    """Return the bytes that any version of a model takes on a disk: its weights, and half of a symmetric matrix."""
+    return _weights(clip) + 8 * width(known, clip) ** 2 // 2
 
 
 def _weights(clip: Clip) -> int:
