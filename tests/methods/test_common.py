@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import weakref
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +245,37 @@ def test_any_batch_gives_a_finite_loss_and_gradient(
     assert reached or size == 1, "a single image may have nothing to learn from"
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_loss_takes_fp32_whatever_the_towers_compute_in(
+    name: str, clip: Clip, toy: str, photos: str
+) -> None:
+    method, task, batch = start(name, clip, toy, photos)
+    phase = first_phase(method, clip, task, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = method.learner(task).encode(clip, batch, phase)
+    assert {value.dtype for value in features.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_picture_of_a_task_is_kept(name: str, toy: str, photos: str) -> None:
+    """When it ends it is read once more, and may have more pictures than the memory takes."""
+    words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
+    course = TwoViews.of(*words).learn(0)
+    task = course.plan.tasks[0]
+    batch = course.sample(task)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(6):
+            images = batch.images.clone()
+            alive.append(weakref.ref(images))
+            yield replace(batch, images=images)
+            del images
+            assert sum(each() is not None for each in alive) <= 2
+
+    course.method.end_task(course.clip, task, batches(), ())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_bf16_stays_finite(name: str, tmp_path: Path, toy: str, photos: str) -> None:
@@ -313,6 +346,22 @@ def test_other_images_of_a_batch_change_no_score(name: str, toy: str, photos: st
     alone = torch.cat([classifier(image[None]) for image in images])
     assert_close(classifier(images), alone, rtol=1e-4, atol=1e-5)
     assert not torch.isclose(alone[0], alone[1:]).all(), "which differ"
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.no_grad()
+def test_a_mean_is_subtracted_or_refused(name: str, tmp_path: Path, toy: str, photos: str) -> None:
+    words = (f"data={photos}", f"model={toy}", f"method={name}", "scenario.tasks=2")
+    with torch.enable_grad():
+        course = TwoViews.of(*words).learn(0)
+    labels, images = tuple(course.seen), course.images()
+    before = course.method.classifier(course.clip, labels).eval()(images)
+    course.clip.center_images(course.clip.encode_image(images).mean(0))
+    after = course.method.classifier(course.clip, labels).eval()(images)
+    assert torch.equal(before, after) != course.method.capabilities.centers
+    if not course.method.capabilities.centers:
+        with pytest.raises(UserError, match=f"method={name} .* mean from: use center=false"):
+            run(tmp_path / "run", *words, "center=true")
 
 
 def seeded(*tokens: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.testing import assert_close
 
+from everclip.errors import UserError
 from everclip.methods.rail import Fused
 from everclip.models.clip import Clip
 from tests.methods.closed import LABELS, QUERY, T, by_class, learn, make, near, pictures, scores
@@ -40,6 +42,11 @@ def test_golden_fusion(clip: Clip) -> None:
     near(fused.mix(QUERY[None] / QUERY.norm())[0], [0.05863128, 0.08209532, 0.61353977, 0.0814135])
     fused.known = torch.tensor([True, True, False, False])
     near(fused.mix(QUERY[None] / QUERY.norm())[0], [0.01458539, 0.05247773, 0.52586936, 0.40706752])
+
+
+def test_a_kernel_has_no_weights_of_classes() -> None:
+    with pytest.raises(UserError, match=r"method\.kernel=dual has no weights of classes: use"):
+        make("rail", kernel="dual", class_weights=True)
 
 
 @torch.no_grad()

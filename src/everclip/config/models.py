@@ -95,7 +95,7 @@ class Config(Section):
     center: bool = Field(
         default=False,
         description="subtract the mean image feature of the first task's training images from all image"
-        " features, then normalise them again",
+        " features, then normalise them again; refused where a method reads other features",
     )
     tune: str = Field(
         default="full",

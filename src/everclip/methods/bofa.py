@@ -130,10 +130,7 @@ class Bofa(Projected):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Add the task's projection, its moments, class means and the rule's sums."""
-        batches = list(new)
-        super().end_task(clip, task, batches, ())
-        rows = torch.cat([self.pooled(clip, batch.images) for batch in batches])
-        labels = torch.cat([batch.labels for batch in batches])
+        rows, labels = self.reread(clip, new)
         Rule(self.kept).add(len(self.prompts.names), rows, labels)
         self.kept["total"] += self.projection(SAFE if task.index else "free")
         self.kept["tasks"] += 1

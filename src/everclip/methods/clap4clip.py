@@ -9,7 +9,7 @@ V is a transformer decoder layer: its queries are the classes, which attend to e
 and values the batch's images. mu_j starts at M'M / d and sigma_j at D'D / d, with M and D the mean and the variance of
 F over templates (0 for a single template). The last two terms run over the task's own classes. In a second phase, for
 tasks with exemplars, all mu and sigma train at `balance_lr` on batches of equally many images of each class, V stays
-fixed, without its dropout, and these terms are the sums of those of each task.
+fixed, without its dropout, and these terms are the sums of those of each task. A class without exemplars stays out.
 
 At test time V sees the whole batch in the authors' code, with images of one task (`test=batch`); by default it sees
 each image alone (ours). The mean over draws is taken exactly, r = mu. A class of several tasks gets the mean of its
@@ -87,8 +87,7 @@ class Clap4clip(Frozen):
         self._per_template = self.per_template(clip)
         self._labels = softmax_labels(self.config.classes, self.seen, train)
         exemplars = np.isin(train.ids, task.train.ids, invert=True).any()
-        every = set(self.seen) <= set(np.unique(train.labels).tolist())
-        self._balanced = bool(self.old and exemplars and every)
+        self._balanced = bool(self.old and exemplars)
 
     def phases(self, task: Task) -> list[Phase]:
         rates = {"lr_head": self.config.balance_lr}
@@ -111,12 +110,13 @@ class Clap4clip(Frozen):
         with torch.no_grad():
             z = clip.encode_image(batch.images)
         devices = [clip.device] if clip.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # of the decoder's dropout
+        # the decoder's dropout draws from torch's random state, and what enters the loss is fp32
+        with torch.random.fork_rng(devices), torch.autocast(clip.device.type, enabled=False):
             torch.manual_seed(int(batch.rng("dropout").integers(2**63)))
             self.decoder.train(phase.name != BALANCE)
             u = self.adapted(z[None], self.text)
             self.decoder.train()
-        mu, sigma = (part[0] for part in self.heads(u))
+            mu, sigma = (part[0] for part in self.heads(u))
         draw, shape = random(batch, "draws", clip.device), (self.config.draws, *mu.shape)
         r = mu + sigma * torch.randn(shape, generator=draw, device=mu.device)
         return {"z": z, "u": u[0], "mu": mu, "sigma": sigma, "r": r, "scale": clip.logit_scale.exp()}

@@ -7,9 +7,8 @@
 over two views of B images, new and exemplars, with z the unit-length projections of the image features and z* those of
 the frozen model of the previous task; the second term starts with the second task. Exemplars are contrasts and
 positives but not anchors. After each task a linear probe is learned on the frozen features of new images and exemplars,
-with classes drawn equally often. SimCLR or SogCLR, which contrast images, can replace the contrast of classes. Taking
-new images as anchors, rather than images of new classes, is ours: it is the same unless a class recurs in another
-domain.
+with classes drawn equally often. SimCLR or SogCLR, which contrast images, can replace the contrast of classes. Where a
+class recurs in another domain, its exemplars are positives here; in the authors' code for domains they are negatives.
 
     Parameters  a projector of two layers; a linear head
     State       the projector and the head; one moving average (fp32) per exemplar with method.objective=sogclr

@@ -53,7 +53,7 @@ class CodaPrompt(Method):
         penalty: float = Field(default=0.0, ge=0, description="weight of the distance from orthogonal rows")
 
     config: Config
-    capabilities = Capabilities(uses_memory=False, reads="pixels")
+    capabilities = Capabilities(uses_memory=False, reads="pixels", centers=False)
     passes = Passes(lambda stage: (1.0, 1.0), "none", read=lambda stage: 2.0, frozen=lambda stage: 0.0)
 
     def __init__(self, config: Config, prompts: Prompts) -> None:

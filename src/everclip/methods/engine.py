@@ -74,7 +74,8 @@ class Engine(ClassMeans, Described):
         if config.descriptions is not None:
             self.differences = read_differences(config.descriptions, prompts.names)
         # noise needs pictures, not kept features
-        self.can(reads="pixels" if config.image_weight else "pooled", shares=not config.image_weight)
+        noisy = config.image_weight > 0
+        self.can(reads="pixels" if noisy else "pooled", shares=not noisy, centers=False)
         self.image, self.words = Summed(1), Summed(1)
 
     def build(self, clip: Clip, width: int) -> None:
@@ -147,4 +148,6 @@ class Engine(ClassMeans, Described):
             rule = normalize(g(self.pooled(clip, features)), dim=1).to(z)
             return q * rule + (1 - q) * cosines
 
-        return Columns(score, known, labels)
+        found = Columns(score, known, labels)
+        found.to_logits = clip.logit_scale.exp().item()
+        return found

@@ -66,7 +66,7 @@ class Proof(Prototypes):
         dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the attention and its output")
 
     config: Config
-    capabilities = Capabilities(memory_policy="herding")
+    capabilities = Capabilities(memory_policy="herding", centers=False)
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
@@ -109,8 +109,9 @@ class Proof(Prototypes):
         if phase.name == READ.name:
             return self.read(clip, batch)
         raw, scale = self.raw(clip, batch.images), clip.logit_scale.exp()
-        z, (e, p) = normalize(total(self.image, raw), dim=1), self.projected(self.words_seen(clip))
-        found = self.attend(z, e, p, torch.cat([*self.context]), random(batch, "dropout", clip.device))
+        with torch.autocast(clip.device.type, enabled=False):  # what enters the loss is fp32
+            z, (e, p) = normalize(total(self.image, raw), dim=1), self.projected(self.words_seen(clip))
+            found = self.attend(z, e, p, torch.cat([*self.context]), random(batch, "dropout", clip.device))
         images, *classes = (part if part.ndim == 2 else part.mean(0) for part in found)
         return {"z": z, "e": e, "scale": scale, "fused": images, "text": classes[0], "means": classes[1]}
 

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Float64
 from pydantic import Field
 from torch import Tensor, nn
 
+from everclip.errors import UserError
 from everclip.methods.base.method import Classifier, Clip, Images, Prompts
 from everclip.methods.shared.ridge import LamConfig, RidgeMethod, Weights
 from everclip.methods.shared.statistics import Labels, Rows
@@ -73,6 +74,8 @@ class Rail(Kept, RidgeMethod):
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self.dual = config.kernel == "dual"
+        if self.dual and config.class_weights:
+            raise UserError("method.kernel=dual has no weights of classes: use method.class_weights=false")
         self.random_features = 0 if self.dual else config.width
         self.can(needs_text=True)
 

@@ -78,7 +78,7 @@ class Vis(RidgeMethod):
         weights = tuple(float(place in wanted) for place in range(max(wanted) + 1))
         self.depths = Depths(weights, root=False, mirror=False, raw=True)
         self.random_features = config.width
-        self.can(trains=config.hidden > 0, reads="pixels")
+        self.can(trains=config.hidden > 0, reads="pixels", centers=False)
 
     @torch.no_grad()
     def grow(self, clip: Clip, task: Task) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from everclip._version import __version__
 from everclip.data.loader import Loader
 from everclip.data.scenario import Task, seen
+from everclip.errors import UserError
 from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.models.tunings import tuning_of
@@ -115,6 +116,11 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         return context, checkpointer
     # refuse what cannot work before the pretrained model is tested on everything
     tuning_of(config.tune, config.tuning.options).check(clip)
+    if config.center and not method.capabilities.centers:
+        raise UserError(
+            f"method={config.method.name} with these options reads none of the features that center=true subtracts a"
+            " mean from: use center=false"
+        )
     if method.capabilities.trains:
         Passes(clip, config.train)
     tests: dict[int, Rows] = {}

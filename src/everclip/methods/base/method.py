@@ -42,6 +42,7 @@ class Capabilities:
         reads: what it takes from the image tower: features; pooled ones too; its last blocks, to copy them; or pixels
             or all of its blocks, which no kept activation can replace.
         depths: what it reads from the whole tower in one pass, if more than features; kept with the features.
+        centers: whether it reads features that ``center=true`` subtracts a mean from.
         shares: whether several processes can share its batches: it gives the towers all images of the batch and no
             others, and draws no random numbers in them.
         light: whether its loss has a form for a part of the batch (``collectives.Share.light``).
@@ -61,6 +62,7 @@ class Capabilities:
     one_task: bool = False
     reads: Literal["features", "pooled", "blocks", "pixels"] = "features"
     depths: Depths | None = None
+    centers: bool = True
     shares: bool = True
     light: bool = False
     shards: bool = True

@@ -106,12 +106,15 @@ class Frozen(Kept, Method):
         self, clip: Clip, batches: Iterable[Batch], raw: bool = False
     ) -> dict[tuple[int, int], Float[Tensor, "n d"]]:
         """Return the features of images by (label, domain), unit-length unless ``raw``."""
-        found = [(self.raw(clip, b.images) if raw else clip.encode_image(b.images), b) for b in batches]
-        rows = torch.cat([features for features, _ in found])
-        keys = [key for _, b in found for key in zip(b.labels.tolist(), b.domains.tolist(), strict=True)]
+        parts: list[Tensor] = []
         places: dict[tuple[int, int], list[int]] = {}
-        for place, key in enumerate(keys):
-            places.setdefault(key, []).append(place)
+        count = 0
+        for batch in batches:  # whose pictures are not kept: a task's would fill the memory
+            parts.append(self.raw(clip, batch.images) if raw else clip.encode_image(batch.images))
+            for key in zip(batch.labels.tolist(), batch.domains.tolist(), strict=True):
+                places.setdefault(key, []).append(count)
+                count += 1
+        rows = torch.cat(parts)
         return {key: rows[places[key]] for key in sorted(places)}
 
 

@@ -81,6 +81,7 @@ class Sampled(Frozen):
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
+        self.can(centers=False)
         self.roots: dict[str, Tensor] = {}
 
     def prepare(self, shrink: bool) -> None:

@@ -93,11 +93,12 @@ def first_rows(
     Times a logit scale of 100, Kaiming-uniform rows start with logits whose standard deviation is above 4. For features
     of several ``extractors`` side by side, a zero-shot score is the mean of theirs.
     """
-    rows = clip.class_embeddings([prompts.names[label] for label in labels], prompts.templates)
-    rows = rows.repeat(1, extractors) / extractors
-    if init == "kaiming":
-        return kaiming(*rows.shape).to(rows)
-    return rows if init == "zero_shot" else torch.zeros_like(rows)
+    names = [prompts.names[label] for label in labels]
+    if init == "zero_shot":
+        return clip.class_embeddings(names, prompts.templates).repeat(1, extractors) / extractors
+    one = clip.class_embeddings(names[:1], prompts.templates[:1])  # says how wide they are
+    rows = one.new_zeros(len(labels), extractors * one.shape[1])
+    return kaiming(*rows.shape).to(rows) if init == "kaiming" else rows
 
 
 def kaiming(rows: int, width: int) -> Float[Tensor, "n d"]:

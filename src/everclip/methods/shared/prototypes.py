@@ -65,10 +65,20 @@ class Prototypes(ClassMeans):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Compute the means anew from plain images."""
+        self.reread(clip, new)
+
+    @torch.no_grad()
+    def reread(self, clip: Clip, new: Iterable[Batch]) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
+        """Compute the means anew from plain images; return the features and labels of these."""
         for name in ("sums", "counts"):
             self.kept[f"new {name}"].zero_()
+        parts: list[tuple[Tensor, Tensor]] = []
         for batch in new:
-            self.include(self.summarised(clip, batch.images), batch.labels)
+            rows = self.summarised(clip, batch.images)
+            self.include(rows, batch.labels)
+            parts.append((rows, batch.labels))
+        rows, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        return rows, labels
 
 
 class Projected(Prototypes):
@@ -76,7 +86,7 @@ class Projected(Prototypes):
 
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.can(reads="pooled")
+        self.can(reads="pooled", centers=False)
         self.weight = nn.Parameter(torch.zeros(1, 1))
         self.first, self.bias = torch.zeros(1, 1), torch.zeros(1)
 

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from everclip.methods.base.method import Batch, Clip, MethodConfig, Prompts, Task
 from everclip.methods.shared.closed_form import Spectrum, best_lam, ridge
 from everclip.methods.shared.statistics import Labels, LinearStatistics, Rows, Scores, StatisticsConfig
+from everclip.methods.shared.sums import Sums
 from everclip.seeding import generator
 
 log = logging.getLogger("everclip")
@@ -151,7 +152,7 @@ class RidgeMethod(LinearStatistics):
             parts += self.extracted(clip, [batch])
             seed = batch.seed
         features, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        counts = self.summed.targets(labels).sum(0)
+        counts = labels.bincount(minlength=len(self.counts)).double()
         weights = 1 / counts[labels] if options.class_weights else torch.ones_like(labels).double()
         if options.class_weights:
             self.met += counts > 0
@@ -163,6 +164,10 @@ class RidgeMethod(LinearStatistics):
             self.add(self.rows(features[part]), labels[part], weights[part])
         if "square" in self._buffers:
             self.get_buffer("square").add_(weights.sum())
+
+    def take(self, sums: Sums) -> None:
+        super().take(sums)
+        self._best = (0, 0.0)
 
     def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:
         """Add images, each counted as often as its weight says (``counts`` excepted)."""

@@ -70,7 +70,7 @@ class Statistics(FirstSession):
     def __init__(self, config: MethodConfig, prompts: Prompts) -> None:
         super().__init__(config, prompts)
         self._pooled = isinstance(config, StatisticsConfig) and config.feature == "pooled"
-        self.can(reads="pooled" if self._pooled else "features")
+        self.can(reads="pooled" if self._pooled else "features", centers=not self._pooled)
         self._built = False
         self.depths: Depths | None = None
         self.tower: nn.Module | None = None
@@ -78,7 +78,8 @@ class Statistics(FirstSession):
     def read_at(self, depths: Depths) -> None:
         """Read the tower at these depths, in advance unless it trains in the first task."""
         trains = self.capabilities.trains
-        self.can(reads="pixels" if trains else "features", depths=None if trains else depths)
+        reads = "pixels" if trains else "features"
+        self.can(reads=reads, depths=None if trains else depths, centers=False)
         self.depths = depths
 
     # Sums -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from everclip.errors import UserError
-from everclip.methods.base.method import Batch, Clip, Images, MethodConfig, Prompts
+from everclip.methods.base.method import Clip, Images, MethodConfig, Prompts
 from everclip.methods.shared.attention import PACKED, attending, attentions
 from everclip.methods.shared.prototypes import Prototypes
 
@@ -73,13 +73,10 @@ class Tuned(Prototypes):
     def summarised(self, clip: Clip, images: Images) -> Float[Tensor, "n d"]:
         return self.features(clip, images)
 
-    def wrong(self, clip: Clip, batches: Sequence[Batch], tuned: bool) -> float:
-        """Return N of images, with the updates or without."""
-        encode, embed = (self.features, self.embed) if tuned else (Clip.encode_image, super().embed)
-        text = embed(clip, self.seen)
-        z = torch.cat([encode(clip, batch.images) for batch in batches])
-        places = self.places(torch.cat([batch.labels for batch in batches]))
-        return wrong(clip.logit_scale.exp() * z @ text.T, places.to(z.device))
+    def wrong(self, clip: Clip, z: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], tuned: bool) -> float:
+        """Return N of images by their features, which have the updates or not, as the texts then have."""
+        text = self.embed(clip, self.seen) if tuned else super().embed(clip, self.seen)
+        return wrong(clip.logit_scale.exp() * z @ text.T, self.places(labels).to(z.device))
 
 
 def mixed(logits: Float[Tensor, "b c"], cosines: Float[Tensor, "b c"], twice: bool) -> Float[Tensor, "b c"]:
