@@ -24,7 +24,7 @@ from everclip.cli.app import main
 from everclip.data import load
 from everclip.data.gathered import Encoded
 from everclip.data.given import checked, encoded, lines, named, several, to_test
-from everclip.errors import UserError, check_range
+from everclip.errors import RunError, UserError, check_range
 from everclip.inference.learned import is_version
 from everclip.seeding import unchanged
 from everclip.system import progress
@@ -247,8 +247,13 @@ def test_an_image_may_be_unknown(learner: everclip.Learner) -> None:
     assert 0 < found.count(None) < len(mixed)
     assert learner.predict(mixed, unknown_at=0.04).count(None) <= found.count(None)
     assert learner.predict(mixed, unknown_at="50%") == found
-    with pytest.raises(UserError, match="a rate of 1 % needs 99 held-out images of known classes, 75 more"):
+    with pytest.raises(
+        UserError, match="a rate of 1 % needs 99 held-out images of known classes, 75 more"
+    ) as said:
         learner.predict(images, unknown_at=0.01)
+    assert "give 99 with save(FOLDER), everclip predict FOLDER --calibrate DATA and Learner.load" in str(
+        said.value
+    )
     for wrong, shown in ((5, "5"), (10**400, "10+..."), ("5", '"5"'), ("5%%", '"5%%"'), ("much", '"much"')):
         with pytest.raises(UserError, match=f"unknown_at is {shown}: use a rate of false alarms above 0"):
             learner.predict(images, unknown_at=wrong)
@@ -450,6 +455,14 @@ def test_a_stream_with_a_bad_image_says_what_is_lost(
     learner.partial_fit([*images, b"no picture"], [*labels, "blue"])
     with pytest.raises(UserError, match="none of the last 13 images of partial_fit was learned: give them"):
         learner.predict(images)
+    failure = RunError("the loss is not finite")
+    learner.partial_fit(images, labels)
+    with monkeypatch.context() as patch:
+        patch.setattr("everclip.learner.update", lambda *_: (_ for _ in ()).throw(failure))
+        with pytest.raises(
+            UserError, match=r"not finite; none of the last 12 images of partial_fit was learned"
+        ):
+            learner.predict(images)
     learner.partial_fit(images, labels)
     with monkeypatch.context() as patch:
         patch.setattr("everclip.learner.update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -30,7 +30,7 @@ from torch import Tensor
 from everclip.data.gathered import Replaced
 from everclip.data.given import dataset, either, lines, named, pairs, several, to_learn, to_test, whole
 from everclip.data.images import Dataset
-from everclip.errors import UserError
+from everclip.errors import RunError, UserError
 from everclip.index import embed as embedding
 from everclip.inference.predict import everyone
 from everclip.seeding import unchanged
@@ -285,7 +285,7 @@ class Learner:
             model = self._state.model
             if model is None:
                 raise UserError("the learner knows no class yet: call learn(images, labels) first")
-            return everyone(model, whole(given, self._width), unknown_at)
+            return everyone(model, whole(given, self._width), unknown_at, self._state.place is None)
 
     def _given(self, images: Images | None, features: Features | None) -> Images:
         return either(images, features, self._state.spec, self._width)
@@ -308,7 +308,7 @@ class Learner:
             except Replaced as error:  # not because of these images
                 waiting = f"the last {len(self._waiting)} images of partial_fit wait until it is back"
                 raise UserError(f"{error}; {waiting}, and a model loaded anew needs them again") from error
-            except UserError as error:  # it would be raised each time: drop these images
+            except (RunError, UserError) as error:  # it would be raised each time: drop these images
                 what = f"none of the last {len(self._waiting)} images of partial_fit was learned"
                 self._waiting = []
                 raise UserError(f"{error}; {what}: give them again without it") from error

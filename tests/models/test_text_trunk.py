@@ -65,7 +65,13 @@ def counted(clip: Clip) -> list[int]:
     """Calls of the lowest block, from now on."""
     calls: list[int] = []
     lowest = clip.model.transformer.resblocks[0]
-    lowest.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    forward = lowest.forward
+
+    def counting(inputs: Tensor, *others: Any, **options: Any) -> Tensor:
+        calls.append(len(inputs))
+        return forward(inputs, *others, **options)
+
+    lowest.forward = counting  # not a hook, by which a method would change the tower
     return calls
 
 
@@ -169,6 +175,16 @@ def test_a_frozen_tower_runs_once_for_each_prompt(spec: str) -> None:
     with torch.no_grad():  # an evaluation keeps nothing, and is not slowed down by prompts one at a time
         kept.encode_text(PROMPTS)
     assert calls == [1, 1, 1, 3]
+
+
+def test_a_tower_that_a_method_changes_by_hooks_is_not_kept(spec: str) -> None:
+    clip, shift = frozen(spec, True), torch.nn.Parameter(torch.zeros(1))
+    clip.model.transformer.resblocks[0].register_forward_hook(lambda _, __, found: found + shift)
+    assert clip.encode_text(PROMPTS).requires_grad
+    before = clip.encode_text(PROMPTS)
+    with torch.no_grad():
+        shift += torch.linspace(0, 1, 32)[:1] + 0.5
+    assert not torch.allclose(before, clip.encode_text(PROMPTS))
 
 
 def test_kept_features_go_with_the_weights(spec: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,18 @@ def test_a_folder_that_may_not_be_looked_into_is_no_run(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return stat(path, **options)
 
+    listed = Path.iterdir
+
+    def closed(path: Path) -> Iterator[Path]:
+        if path == tmp_path / "theirs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
     monkeypatch.setattr(os, "stat", refusing)
+    monkeypatch.setattr(Path, "iterdir", closed)
     assert find([tmp_path]).runs == [tmp_path / "mine"]
+    found = find([tmp_path / "mine", tmp_path / "theirs"])
+    assert (found.runs, found.others) == ([tmp_path / "mine"], [tmp_path / "theirs"])
     Folder(tmp_path).scan([])  # nor does it end a sweep
 
 

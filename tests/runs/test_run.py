@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -29,7 +30,7 @@ from everclip.training.plan import Plan
 from everclip.training.restore import device, open_run
 from tests.complaints import complaint
 from tests.pictures import image_folder
-from tests.running import configured, run, timeless
+from tests.running import configured, run, run_for, timeless
 
 RESULT_KEYS = {
     "schema",
@@ -129,6 +130,18 @@ def test_out_is_continued_left_alone_or_refused(tmp_path: Path, tokens: list[str
     with pytest.raises(UserError, match=r"thesis.txt is not a folder.: give another out"):
         Run.open(configured(*tokens, f"out={tmp_path / 'full' / 'thesis.txt' / 'x'}"))
     assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
+
+
+def test_a_run_that_goes_on_measures_what_it_began_to(
+    tmp_path: Path, tokens: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(tmp_path / "whole", *tokens)
+    assert run_for(tmp_path / "run", 1, *tokens) is None
+    with caplog.at_level(logging.WARNING, "everclip"):
+        found = run(tmp_path / "run", *tokens, "evaluate.ahead=false", "references=all")
+    assert timeless(found) == timeless(whole)
+    for key in ("evaluate", "references"):
+        assert f"{key} stays as {tmp_path / 'run' / 'config.toml'} has it" in caplog.text
 
 
 def test_two_runs_into_one_folder(tmp_path: Path, tokens: list[str]) -> None:

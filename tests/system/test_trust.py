@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,6 +256,41 @@ def test_a_place_is_found_without_an_import(tmp_path: Path, monkeypatch: pytest.
         assert trust.place(f"{folder}.inner") == str(tmp_path / folder / "inner")
         assert trust.place(f"{folder}.none.module") == "a file that PYTHONPATH does not show"
         assert folder not in sys.modules
+
+
+def test_sessions_of_threads_that_overlap_do_not_lend_each_other_trust(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for where in (mine, theirs):
+        where.mkdir()
+    steps = threading.Barrier(2, timeout=20)
+    refused: list[str] = []
+
+    def first() -> None:
+        with trust.session([mine]):
+            steps.wait()
+            steps.wait()
+        steps.wait()
+
+    def second() -> None:
+        steps.wait()
+        with trust.session([theirs]):
+            for _ in range(2):  # while the other one is open, and when it has ended
+                steps.wait()
+                trust.asked({"method": "evil.mod"}, mine / "config.toml")
+                with pytest.raises(UserError) as found:
+                    trust.check("evil.mod")
+                refused.append(str(found.value))
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 2
+    with trust.session([]):
+        trust.asked({"method": "evil.mod"}, mine / "config.toml")
+        with pytest.raises(UserError, match=r"asks to run the code \"evil\.mod\""):
+            trust.check("evil.mod")
 
 
 def test_a_command_line_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from everclip.system.checkpoint import amend, names
 from everclip.system.progress import Progress
 from everclip.system.signals import Stopped
 from everclip.training import loop, testing
-from everclip.training.restore import SETTINGS
+from everclip.training.restore import SETTINGS, WEIGHTS
 from tests.marks import slow_after
 from tests.pictures import image_folder
 from tests.running import TIMES, configured, logged, run, run_for, timeless
@@ -297,6 +297,17 @@ def test_a_run_says_where_it_goes_on(
         said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("continued")]
         assert said == ([] if steps == 1 else [f"continued {line}"])
     assert configured(*words).checkpoint.every == "task"
+
+
+@pytest.mark.parametrize("header", [b"", b"no safetensors"])
+def test_weights_that_are_whole_and_cannot_be_read_are_one_line(
+    header: bytes, tmp_path: Path, tokens: list[str]
+) -> None:
+    assert run_for(tmp_path / "run", 1, *tokens) is None
+    opened = Run(tmp_path / "run", Run.read_config(tmp_path / "run"))
+    amend(opened.store.folder(opened.store.places()[-1]), {WEIGHTS: header})
+    with opened, pytest.raises(UserError, match="does not fit this run or these package versions"):
+        loop.train(opened, Progress())
 
 
 def edited(out: Path, before: str, after: str) -> Run:

@@ -164,7 +164,9 @@ class Train(Section):
     weight_decay: float | None = Field(
         default=None, ge=0, description="weight decay of AdamW, on matrices only"
     )
-    warmup: float = Field(default=0.1, ge=0, le=1, description="fraction of steps used for warm-up")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="fraction of steps used for warm-up, at most 500"
+    )
     clip_norm: float | None = Field(
         default=1.0, gt=0, description="gradients are clipped to this norm; none: no clipping"
     )

@@ -274,7 +274,8 @@ class Loader:
 
     def _ahead(self, make: Callable[[int], _Made], steps: range, kept: Activations | None) -> Iterator[_Made]:
         """Yield what is made, decoding the next one while this one is used; from memory that would gain nothing."""
-        if kept.rows.at_hand if kept is not None else self.pixels.cached:
+        in_memory = kept.rows.at_hand if kept is not None else self.pixels.cached
+        if in_memory or not self.pixels.workers:
             yield from map(make, steps)
             return
         with ThreadPoolExecutor(1) as pool:

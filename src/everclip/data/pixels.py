@@ -107,6 +107,7 @@ class Pixels:
         self.size = size
         self.broken: dict[int, str] = {}
         self._transform = transform
+        self.workers = workers
         self._pool = ThreadPoolExecutor(workers) if workers else None
         rows = len(store.keys)
         shape, kind = ((3, size, size), torch.uint8) if size else ((store.width or 0,), torch.float32)

@@ -108,18 +108,19 @@ def shares_of(model: Deployed, logits: Float[np.ndarray, "b c"]) -> Float[np.nda
 
 
 def everyone(
-    model: Deployed, images: ImageSet, unknown_at: float | str | None = None
+    model: Deployed, images: ImageSet, unknown_at: float | str | None = None, unsaved: bool = False
 ) -> tuple[Float[np.ndarray, "n c"], Bool[np.ndarray, " n"]]:
     """Return probabilities of all images, and which are unknown.
 
     Args:
         unknown_at: as for ``answers``, or a text such as 5%.
+        unsaved: as for ``unknown.threshold``.
 
     Raises:
         UserError: one cannot be read; or as ``answers``.
     """
     rate = None if unknown_at is None else read_rate(unknown_at, f"unknown_at is {shown(unknown_at)}")
-    above = None if rate is None else threshold(model, rate)
+    above = None if rate is None else threshold(model, rate, unsaved)
     pixels = decoded(images, model.clip)
     found, new = [np.zeros((0, len(model.labels)))], list[bool]()
     for start in range(0, len(images), BATCH):

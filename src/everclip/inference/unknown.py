@@ -147,14 +147,19 @@ def least_rate(finest: float) -> str:
     return f"{math.ceil(1e5 * finest - 1e-6) / 1e3:g}"
 
 
-def threshold(model: Deployed, rate: float) -> float:
+def threshold(model: Deployed, rate: float, unsaved: bool = False) -> float:
     """Return the unknown score above which a picture is unknown, for a rate of false alarms.
+
+    Args:
+        unsaved: whether the model is one of ``Learner`` that no folder holds.
 
     Raises:
         UserError: the model keeps no scores of held-out images, or too few for this rate.
     """
     held = model.unknown
     give = f"everclip predict {model.spec} --calibrate DATA"
+    if unsaved:
+        give = "save(FOLDER), everclip predict FOLDER --calibrate DATA and Learner.load(FOLDER)"
     if held is None:
         what = f"scores of held-out images among these {several(len(model.labels), 'class')}"
         raise UserError(f"{model.spec} keeps no {what} to set a threshold by: use {give}")

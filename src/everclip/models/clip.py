@@ -16,12 +16,12 @@ from everclip.distributed import collectives
 from everclip.models.attention import in_bf16
 from everclip.models.folded import fold_norms
 from everclip.models.low_rank import fold
-from everclip.models.pieces import in_pieces, unwatched
+from everclip.models.pieces import in_pieces, unwatched, watched
 from everclip.models.preprocess import Preprocessing, pil_part, triple
 from everclip.models.savable import write_folder, write_text_tower
 from everclip.models.text import TextTower
 from everclip.models.text_trunk import Kept, TextTrunk
-from everclip.models.towers import input_side, is_convolutional
+from everclip.models.towers import input_side, is_convolutional, of_text
 from everclip.models.trunk import Beside, Trunk, cut
 from everclip.models.way import Way
 
@@ -301,7 +301,8 @@ class Clip(nn.Module):
         # rows are kept for training only: those of an evaluation's many prompts are not worth their memory
         training = torch.is_grad_enabled()
         weights = [*self._text_weights()] if training and self._text_rows is not None else []
-        if self._text_rows is not None and weights and not any(weight.requires_grad for weight in weights):
+        frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
+        if self._text_rows is not None and frozen and not watched(of_text(self.model)):
             rows = self._text_rows.rows(prompts, weights, lambda prompt: self._raw_text([prompt])[0])
             return nn.functional.normalize(torch.stack(rows), dim=-1)
         trunk = self.text_trunk if training else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,12 @@ def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False, context_fn=CpuAttention.again, **kwargs)
 
 
+def watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether a method looks into modules with hooks, which may change what they give, or train."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
 def unwatched(tower: nn.Module, what: str) -> None:
     """Refuse a tower that a method looks into with hooks, as these would not see everything. Raises UserError."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules()):
+    if watched(tower.modules()):
         raise UserError(f"{what}, but the method looks inside the tower: leave it out, or use another method")

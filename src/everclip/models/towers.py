@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,11 @@ def is_convolutional(visual: nn.Module) -> bool:
 def is_visual(name: str) -> bool:
     """Return whether a module or parameter of an open_clip model belongs to the image tower, by its name."""
     return name.partition(".")[0] == "visual"
+
+
+def of_text(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of an open_clip model that are not of the image tower."""
+    yield from (part for name, part in model.named_modules() if name and not is_visual(name))
 
 
 def first_layers(model: nn.Module) -> list[str]:

@@ -95,9 +95,12 @@ def _take(path: Path, found: Found) -> None:
     if is_run(path):
         found.known.setdefault(path.resolve(), path)
         return
-    swept = (path / "sweep.json").is_file()
-    inside = [folder for folder in path.iterdir() if is_run(folder)] if path.is_dir() else []
-    if path.name in _OF_A_SWEEP and (path.parent / "sweep.json").is_file():
+    swept = os.path.isfile(path / "sweep.json")  # unlike Path's, False where the folder may not be read
+    try:
+        inside = [folder for folder in path.iterdir() if is_run(folder)] if path.is_dir() else []
+    except PermissionError:
+        inside = []
+    if path.name in _OF_A_SWEEP and os.path.isfile(path.parent / "sweep.json"):
         if path.name == "sweep.json":  # a shell's runs/* also names what the sweep keeps beside its runs
             found.sweeps.append(path.parent)
     elif inside or swept:

@@ -181,6 +181,8 @@ class Run:
             note_holder(self.path / HOLDER)
             if self._fresh:
                 write_atomic(self.path / "config.toml", dump(self.config))
+            else:
+                self._keep_measures()
             self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
         except OSError as error:
             self._lock.release()
@@ -188,6 +190,17 @@ class Run:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         return self
+
+    def _keep_measures(self) -> None:
+        """Measure what the run has measured since it began; a config of equal essence may ask for something else."""
+        with trust.reading():
+            begun = self.read_config(self.path)
+        for key in ("evaluate", "references"):
+            if getattr(begun, key) != getattr(self.config, key):
+                log.warning(
+                    "%s stays as %s has it: the run has begun with it", key, self.path / "config.toml"
+                )
+                self.config = self.config.model_copy(update={key: getattr(begun, key)})
 
     def __exit__(self, *failure: object) -> None:
         if failure[1] is not None:

@@ -5,7 +5,8 @@ wrote, on the command line or in Python, is imported. One that a file asks for (
 those that it extends, the everclip.json of a model folder) is imported only where the file is in a trusted folder, or
 where the user wrote the same name. Runs that are only compared or reported have nothing imported for their sake.
 
-This module imports neither torch nor what a name stands for. Its state is that of the process.
+This module imports neither torch nor what a name stands for. Its state is that of the session that the thread has
+opened, in any other thread that of the newest session, and where there is none that of the process.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from everclip.errors import UserError
@@ -48,20 +50,27 @@ class _State:
 
     Args:
         strict: whether a name that nobody is known to have written is refused.
-        reading: whether code is wanted only to compare or to report.
+        reading: how many blocks want code only to compare or to report.
         folders: the trusted ones, resolved.
         allowed: names that the user wrote, or that a trusted file asked for.
         asked: for each name the files that ask for it.
     """
 
     strict: bool = False
-    reading: bool = False
+    reading: int = 0
     folders: tuple[Path, ...] = ()
     allowed: set[str] = field(default_factory=set)
     asked: dict[str, list[Path]] = field(default_factory=dict)
 
 
-_state = _State()
+_process = _State()
+_sessions: dict[int, _State] = {}
+"""By thread, in the order opened."""
+
+
+def _state() -> _State:
+    opened = list(_sessions.values())
+    return _sessions.get(get_ident()) or (opened[-1] if opened else _process)
 
 
 def is_file(name: str) -> bool:
@@ -93,7 +102,8 @@ def folder(path: str | Path) -> None:
     where = Path(path).expanduser()
     if not where.is_dir():
         raise UserError(f'{OPTION} "{path}" is not a folder: give the one whose files may name code')
-    _state.folders = (*_state.folders, where.resolve())
+    state = _state()
+    state.folders = (*state.folders, where.resolve())
 
 
 def in_config(values: Mapping[str, Any]) -> set[str]:
@@ -105,13 +115,13 @@ def in_config(values: Mapping[str, Any]) -> set[str]:
 
 def typed(value: Any) -> None:
     """Note what the user wrote, such as a spec of data: its modules may be imported."""
-    _state.allowed.update(names(value))
+    _state().allowed.update(names(value))
 
 
 def asked(values: Mapping[str, Any], file: Path) -> None:
     """Note a config that was read from a file: its modules are imported only if ``check`` lets them."""
     for name in in_config(values):
-        files = _state.asked.setdefault(name, [])
+        files = _state().asked.setdefault(name, [])
         if file not in files:
             files.append(file)
 
@@ -122,14 +132,15 @@ def check(name: str) -> None:
     Raises:
         Refused: only files outside of trusted folders ask for it, or the runs that do are only compared.
     """
-    if name in _state.allowed:
+    state = _state()
+    if name in state.allowed:
         return
-    files = _state.asked.get(name, [])
-    if not files and not _state.strict:
+    files = state.asked.get(name, [])
+    if not files and not state.strict:
         return
     places = [(file, file.expanduser().resolve()) for file in files]
-    file = next((file for file, place in places if any(map(place.is_relative_to, _state.folders))), None)
-    if _state.reading:
+    file = next((file for file, place in places if any(map(place.is_relative_to, state.folders))), None)
+    if state.reading:
         raise Refused(f'{_of(files)} asks for the code "{name}", which is not run to compare runs')
     if file is None:
         remedy = f"{OPTION} {files[0].parent}" if files else f"{OPTION} FOLDER"
@@ -138,7 +149,7 @@ def check(name: str) -> None:
             f" {remedy} if you trust it"
         )
     print(f"{OPTION}: {file} has {name} imported, from {place(name)}", file=sys.stderr, flush=True)
-    _state.allowed.add(name)
+    state.allowed.add(name)
 
 
 def _of(files: Sequence[Path]) -> str:
@@ -164,11 +175,12 @@ def place(name: str) -> str:
 @contextmanager
 def reading() -> Iterator[None]:
     """Import no code in this block that the user has not asked for elsewhere: runs are only compared."""
-    before, _state.reading = _state.reading, True
+    state = _state()
+    state.reading += 1
     try:
         yield
     finally:
-        _state.reading = before
+        state.reading -= 1
 
 
 @contextmanager
@@ -178,14 +190,17 @@ def session(folders: Iterable[str | Path] = (), strict: bool = True) -> Iterator
     Raises:
         UserError: one of ``folders`` is not a folder.
     """
-    global _state
-    before, _state = _state, replace(_State(), strict=strict)
+    thread = get_ident()
+    before = _sessions.pop(thread, None)
+    _sessions[thread] = _State(strict=strict)
     try:
         for path in folders:
             folder(path)
         yield
     finally:
-        _state = before
+        del _sessions[thread]
+        if before is not None:
+            _sessions[thread] = before
 
 
 def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -222,8 +237,8 @@ def passed_on(run: Path | None = None, values: Mapping[str, Any] | None = None) 
         run: a run directory whose config.toml has ``values``; it is trusted, too, if all code that these name is
             allowed.
     """
-    folders = dict.fromkeys(map(str, _state.folders))
-    found = in_config(values or {})
-    if run is not None and found and found <= _state.allowed:
+    state, found = _state(), in_config(values or {})
+    folders = dict.fromkeys(map(str, state.folders))
+    if run is not None and found and found <= state.allowed:
         folders[str(run.resolve())] = None
     return [word for path in folders for word in (OPTION, path)]

@@ -15,7 +15,7 @@ from everclip.system.machine import peak_resident
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "everclip")
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device | str) -> dict[str, Any]:
     """Return versions and machine, as far as they can change a result: bits differ between thread counts."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
@@ -30,12 +30,11 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": collectives.size(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
         "packages": versions,
     }
 
 
-def peak_memory() -> int:
-    """Return the peak memory in bytes: of the GPU's allocator if a GPU was used, else the process's resident size."""
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return on_gpu or peak_resident()
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: of a GPU's allocator, else the process's resident size."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()

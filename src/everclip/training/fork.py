@@ -27,7 +27,7 @@ from everclip.system.reading import open_regular, read_json
 from everclip.training import noted, references
 from everclip.training.environment import environment
 from everclip.training.plan import Plan
-from everclip.training.restore import RECORD, SETTINGS, restore, saved
+from everclip.training.restore import RECORD, SETTINGS, device, fitting, restore, saved
 
 SAME = (
     "data",
@@ -123,13 +123,14 @@ def check(plan: Plan) -> Source:
         _check_reads(found.run.config, methods.build(found.run.config, plan.prompts), made)
         restore(replace(plan, method=made), kept)
         different = noted.difference(found.run.path, plan)
+        with fitting(found.folder):
+            measured = (kept.state["record"].get("frozen") or {}).get("frozen_features") is not None
     except Damaged as error:
         raise UserError(
             f"fork={plan.config.fork}: {found.folder} is damaged ({error}): use another K, or train it again"
         ) from None
     except UserError as error:
         raise UserError(f"fork={plan.config.fork} cannot be continued from: {error}") from error
-    measured = (kept.state["record"].get("frozen") or {}).get("frozen_features") is not None
     if plan.config.references == "all" and references.wanted(plan.config, plan.sizes()) and not measured:
         raise UserError(
             f"fork={plan.config.fork}: references=all, but {found.run.path} has not measured the frozen features,"
@@ -166,7 +167,7 @@ def begin(run: Run, plan: Plan) -> None:
     }
     with open_regular(found.run.path / "metrics.jsonl") as log:
         run.write("metrics.jsonl", log.read(min(record["log_bytes"], os.fstat(log.fileno()).st_size)))
-    run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+    run.write("environment.json", json.dumps(environment(device(plan.config.device)), indent=2) + "\n")
     if (found.run.path / IMAGES).is_file():
         run.write(IMAGES, (found.run.path / IMAGES).read_bytes())
 

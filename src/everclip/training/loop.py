@@ -71,7 +71,7 @@ def train(run: Run, progress: Progress, stop: Stop | None = None) -> dict[str, A
             progress.section()
         if record.scores is None:  # stopped between its last checkpoint and its results
             record.scores = testing.scores(context, tasks, len(tasks) - 1)
-        results = record.results(context.plan, method, context.memory, loader)
+        results = record.results(context.plan, method, context.memory, loader, context.clip.device)
         run.log("end", stage=len(tasks) - 1, seconds=results["seconds"], **_last_step(context))
         record.write(run, results)
         log.info("finished: last %.1f %%, average %.1f %%", 100 * results["last"], 100 * results["average"])
@@ -89,6 +89,8 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         fork.begin(run, plan)
     trail = read(run)
     clip = restore(plan, trail[0]) if trail else load_model(plan, config.model)
+    if clip.device.type == "cuda":  # an earlier run of this process may have needed more
+        torch.cuda.reset_peak_memory_stats(clip.device)
     check_room(run.path, room(config, clip, len(plan.tasks)))
     images = noted.keep(run, plan, bool(trail), progress)
     parts = [part for task in plan.tasks for part in (task.train, task.test)]
@@ -140,7 +142,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
         clip.center_images(_mean_feature(clip, loader, plan.tasks[0]))
         tests = {}  # features have changed
     _measure_frozen(context, tests)
-    run.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+    run.write("environment.json", json.dumps(environment(clip.device), indent=2) + "\n")
     run.log("start", **record.start(plan))
     checkpointer.finish(-1)
     return context, checkpointer

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from everclip._version import __version__
 from everclip.data.loader import Loader
@@ -198,7 +199,9 @@ class Recorder:
         self._stage = Clock(state["stage_seconds"])
         self._training = Clock(self.training_seconds)
 
-    def results(self, plan: Plan, method: Method, memory: Memory, loader: Loader) -> dict[str, Any]:
+    def results(
+        self, plan: Plan, method: Method, memory: Memory, loader: Loader, device: torch.device
+    ) -> dict[str, Any]:
         """Build results.json, schema 1. Accuracies are fractions in 0..1; null where there is nothing to measure."""
         config, matrix, names = plan.config, self.matrix, plan.prompts.names
         labels = seen(plan.tasks)
@@ -239,7 +242,7 @@ class Recorder:
             "per_class": self._per_class(plan),
             **measures.of(self, plan),
             "images_per_second": self.images_per_second() if self.optimizer_steps else None,
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": peak_memory(device),
             "seconds": self.clock.seconds(),
             "trainable_parameters": self.trainable_parameters,
             "state_bytes": state,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from everclip.config.values import flat
 from everclip.data.scenario import Task
@@ -43,6 +44,18 @@ _MAY_CHANGE = {
 """Keys and sections of a config that do not decide what a run computes: it keeps all others to its end."""
 _UNTIL_THERE_WERE = {"references": "none"}
 """What a config means that lacks a key of later versions, where that is not ``auto``."""
+
+
+_UNFIT = (
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    FileNotFoundError,
+    SafetensorError,
+)
+"""Errors of a state that is whole and not what it should be."""
 
 
 class Saved(NamedTuple):
@@ -162,7 +175,7 @@ def fitting(folder: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _UNFIT as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{folder} does not fit this run or these package versions ({reason}): continue it with those"
