@@ -116,15 +116,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
             record.load_state_dict(saved["record"])
         progress.say(f"continued {checkpointer.place.words([task.name for task in plan.tasks])}")
         return context, checkpointer
-    # refuse what cannot work before the pretrained model is tested on everything
-    tuning_of(config.tune, config.tuning.options).check(clip)
-    if config.center and not method.capabilities.centers:
-        raise UserError(
-            f"method={config.method.name} with these options reads none of the features that center=true subtracts a"
-            " mean from: use center=false"
-        )
-    if method.capabilities.trains:
-        Passes(clip, config.train)
+    _check_works(plan, clip)
     tests: dict[int, Rows] = {}
     if plan.data.captioned:
         warn_of_long(clip, plan.data.train)
@@ -146,6 +138,19 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     run.log("start", **record.start(plan))
     checkpointer.finish(-1)
     return context, checkpointer
+
+
+def _check_works(plan: Plan, clip: Clip) -> None:
+    """Refuse what cannot work before the pretrained model is tested on everything. Raises UserError."""
+    config, can = plan.config, plan.method.capabilities
+    tuning_of(config.tune, config.tuning.options).check(clip)
+    if config.center and not can.centers:
+        raise UserError(
+            f"method={config.method.name} with these options reads none of the features that center=true subtracts a"
+            " mean from: use center=false"
+        )
+    if can.trains:
+        Passes(clip, config.train)
 
 
 def _measure_frozen(context: Context, tests: Mapping[int, Rows]) -> None:
