@@ -157,9 +157,8 @@ def threshold(model: Deployed, rate: float, unsaved: bool = False) -> float:
         UserError: the model keeps no scores of held-out images, or too few for this rate.
     """
     held = model.unknown
-    give = f"everclip predict {model.spec} --calibrate DATA"
-    if unsaved:
-        give = "save(FOLDER), everclip predict FOLDER --calibrate DATA and Learner.load(FOLDER)"
+    saved = "save(FOLDER), everclip predict FOLDER --calibrate DATA and Learner.load(FOLDER)"
+    give = saved if unsaved else f"everclip predict {model.spec} --calibrate DATA"
     if held is None:
         what = f"scores of held-out images among these {several(len(model.labels), 'class')}"
         raise UserError(f"{model.spec} keeps no {what} to set a threshold by: use {give}")

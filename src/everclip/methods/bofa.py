@@ -130,7 +130,8 @@ class Bofa(Projected):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Add the task's projection, its moments, class means and the rule's sums."""
-        rows, labels = self.reread(clip, new)
+        parts = [(rows, batch.labels) for batch, rows in self.reread(clip, new)]
+        rows, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         Rule(self.kept).add(len(self.prompts.names), rows, labels)
         self.kept["total"] += self.projection(SAFE if task.index else "free")
         self.kept["tasks"] += 1

@@ -74,8 +74,8 @@ class Engine(ClassMeans, Described):
         if config.descriptions is not None:
             self.differences = read_differences(config.descriptions, prompts.names)
         # noise needs pictures, not kept features
-        noisy = config.image_weight > 0
-        self.can(reads="pixels" if noisy else "pooled", shares=not noisy, centers=False)
+        pictures = config.image_weight > 0
+        self.can(reads="pixels" if pictures else "pooled", shares=not pictures, centers=False)
         self.image, self.words = Summed(1), Summed(1)
 
     def build(self, clip: Clip, width: int) -> None:

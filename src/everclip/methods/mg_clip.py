@@ -117,19 +117,15 @@ class MgClip(Tuned):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Take class means from plain images; say after the first task how far wrong logits have moved."""
-        plain: list[Tensor] = []
-
-        def watched() -> Iterator[Batch]:
-            for batch in new:
-                if not task.index:
-                    plain.append(clip.encode_image(batch.images))
-                yield batch
-
-        rows, labels = self.reread(clip, watched())
+        parts: list[tuple[Tensor, ...]] = []
+        for batch, rows in self.reread(clip, new):
+            if not task.index:
+                parts.append((clip.encode_image(batch.images), rows, batch.labels))
         if task.index:
             return
-        before = self.wrong(clip, torch.cat(plain), labels, tuned=False)
-        after = self.wrong(clip, rows, labels, tuned=True)
+        plain, tuned, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        before = self.wrong(clip, plain, labels, tuned=False)
+        after = self.wrong(clip, tuned, labels, tuned=True)
         text = "%s: logits of wrong classes %.2f before, %.2f after, moved by %.3f"
         log.info(text, task.name, before, after, moved(before, after))
 

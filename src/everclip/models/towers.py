@@ -35,7 +35,9 @@ def is_visual(name: str) -> bool:
 
 def of_text(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules of an open_clip model that are not of the image tower."""
-    yield from (part for name, part in model.named_modules() if name and not is_visual(name))
+    for name, part in model.named_children():
+        if not is_visual(name):
+            yield from part.modules()
 
 
 def first_layers(model: nn.Module) -> list[str]:

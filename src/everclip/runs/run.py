@@ -121,9 +121,10 @@ class Run:
             raise UserError(f"out={path} cannot be used ({error.strerror}): give another out") from error
         return run
 
-    def _check(self) -> None:
-        """Raise UserError for a folder that holds something else, or cannot be written."""
-        path = self.path
+    def _check(self) -> Config | None:
+        """Return the config that the run has begun with, if it has. Raises UserError for a folder that holds something
+        else, or cannot be written."""
+        path, begun = self.path, None
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
         if above != path and not above.is_dir():
             raise UserError(f"out={path} cannot be used ({above} is not a folder): give another out")
@@ -135,7 +136,8 @@ class Run:
         if (path / "config.toml").exists():
             try:
                 with trust.reading():
-                    difference = _difference(self.read_config(path), self.config)
+                    begun = self.read_config(path)
+                difference = _difference(begun, self.config)
             except trust.Refused as error:
                 difference = str(error)
             if difference:
@@ -145,6 +147,7 @@ class Run:
             not path.is_dir() or not all(_FIRST.fullmatch(p.name) for p in path.iterdir())
         ):
             raise UserError(f"out={path} exists and is not a run directory: give a new or an empty folder")
+        return begun
 
     @classmethod
     def read_config(cls, path: Path) -> Config:
@@ -172,17 +175,17 @@ class Run:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            self._check()  # another process may have begun here since the run was opened
+            begun = self._check()  # another process may have begun here since the run was opened
         except UserError:
             self._lock.release()
             raise
-        self._fresh = not (self.path / "config.toml").exists()
+        self._fresh = begun is None
         try:
             note_holder(self.path / HOLDER)
-            if self._fresh:
+            if begun is None:
                 write_atomic(self.path / "config.toml", dump(self.config))
             else:
-                self._keep_measures()
+                self._keep_measures(begun)
             self._handler = _RunLog(self.path / "run.log", encoding="utf-8")
         except OSError as error:
             self._lock.release()
@@ -191,10 +194,8 @@ class Run:
         log.addHandler(self._handler)
         return self
 
-    def _keep_measures(self) -> None:
+    def _keep_measures(self, begun: Config) -> None:
         """Measure what the run has measured since it began; a config of equal essence may ask for something else."""
-        with trust.reading():
-            begun = self.read_config(self.path)
         for key in ("evaluate", "references"):
             if getattr(begun, key) != getattr(self.config, key):
                 log.warning(

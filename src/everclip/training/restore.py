@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from everclip.config import Config
+from everclip.config.fields import before
 from everclip.config.values import flat
 from everclip.data.scenario import Task
 from everclip.distributed import collectives
@@ -42,10 +44,6 @@ _MAY_CHANGE = {
     "defaults",  # a run's config has all values written out
 }
 """Keys and sections of a config that do not decide what a run computes: it keeps all others to its end."""
-_UNTIL_THERE_WERE = {"references": "none"}
-"""What a config means that lacks a key of later versions, where that is not ``auto``."""
-
-
 _UNFIT = (
     AttributeError,
     LookupError,
@@ -144,12 +142,13 @@ def _check_unedited(run: Run, checkpoint: Path) -> None:
     if "model" not in then:  # an earlier version noted fewer sections
         sections = {key.partition(".")[0] for key in then}
         now = {key: value for key, value in now.items() if key.partition(".")[0] in sections}
+    missing = before(Config)  # what a config means that was written before there was a key
     for key in then | now:
-        before, after = (known.get(key, _UNTIL_THERE_WERE.get(key, "auto")) for known in (then, now))
-        if before != after:
+        old, new = (known.get(key, missing.get(key, "auto")) for known in (then, now))
+        if old != new:
             raise UserError(
-                f"{run.path / 'config.toml'} has changed since this run began ({shown(key)}: {shown(before)} then,"
-                f" {shown(after)} now): put it back, or start a new run with another out"
+                f"{run.path / 'config.toml'} has changed since this run began ({shown(key)}: {shown(old)} then,"
+                f" {shown(new)} now): put it back, or start a new run with another out"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -65,20 +65,17 @@ class Prototypes(ClassMeans):
     @torch.no_grad()
     def end_task(self, clip: Clip, task: Task, new: Iterable[Batch], memory: Iterable[Batch]) -> None:
         """Compute the means anew from plain images."""
-        self.reread(clip, new)
+        for _ in self.reread(clip, new):
+            pass
 
-    @torch.no_grad()
-    def reread(self, clip: Clip, new: Iterable[Batch]) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
-        """Compute the means anew from plain images; return the features and labels of these."""
+    def reread(self, clip: Clip, new: Iterable[Batch]) -> Iterator[tuple[Batch, Float[Tensor, "b d"]]]:
+        """Compute the means anew from plain images; yield each batch and its features."""
         for name in ("sums", "counts"):
             self.kept[f"new {name}"].zero_()
-        parts: list[tuple[Tensor, Tensor]] = []
         for batch in new:
             rows = self.summarised(clip, batch.images)
             self.include(rows, batch.labels)
-            parts.append((rows, batch.labels))
-        rows, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        return rows, labels
+            yield batch, rows
 
 
 class Projected(Prototypes):
