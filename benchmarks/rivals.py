@@ -1,4 +1,4 @@
-"""Methods of 2023 to 2026 made for CLIP, compared with everclip's own and with common baselines.
+"""Methods of 2023 to 2026 for CLIP or compared on it, beside everclip's own and with common baselines.
 
     EVERCLIP_DATA=/folder/with/caltech50/cifar100/imagenet1k-sample python -m benchmarks.rivals
 

@@ -18,7 +18,7 @@ def page(results: dict[str, Json]) -> str:
     cells = sum(len(levels(method)) for method in METHODS) * len(SETTINGS) * len(SEEDS)
     done = sum(not key.startswith("term-") for key in results)
     lines = [
-        "# Methods made for CLIP, 2023 to 2026",
+        "# Rivals on CLIP, 2023 to 2026",
         "",
         "`EVERCLIP_DATA=... python -m benchmarks.rivals`: `lite` at 96 px; caltech50 in five tasks and CIFAR-100",
         "(50 training and 20 test pictures per class) in ten. Two class orders, one number for each (– is not run",

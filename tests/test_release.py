@@ -24,10 +24,11 @@ PAGES = ("CHANGELOG.md", "CITATION.cff", "src/everclip/_version.py")
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """A folder with the pages that a release compares."""
+    """A folder with the pages that a release compares, as they were for the last release."""
     for name in PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(release.ROOT / name, tmp_path / name)
+    (tmp_path / PAGES[-1]).write_text('__version__ = "0.1.0"\n', encoding="utf-8")
     return tmp_path
 
 
@@ -50,8 +51,14 @@ def _commit(folder: Path) -> None:
     _git(folder, "commit", "--quiet", "--message", "all")
 
 
-def test_the_pages_of_this_version_agree() -> None:
-    assert release.check_pages(release.ROOT) == release.version(release.ROOT)
+def test_the_pages_of_the_last_release_agree(pages: Path) -> None:
+    assert release.check_pages(pages) == "0.1.0"
+
+
+def test_a_version_in_development_is_not_released(pages: Path) -> None:
+    (pages / PAGES[-1]).write_text('__version__ = "0.1.1.dev3"\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"0\.1\.1\.dev3, a version in development: write 0\.1\.1$"):
+        release.check_pages(pages)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,8 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
     release.check_content(release.ROOT, wheel, sdist)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.partition("/")[0] for name in names} == {"everclip", "everclip-0.1.0.dist-info"}
+    info = f"everclip-{release.version(release.ROOT)}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"everclip", info}
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("tests/test_release.py", "")
     with pytest.raises(UserError, match=r"1 files that do not belong there, such as tests/test_release\.py"):

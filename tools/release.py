@@ -45,7 +45,7 @@ NEEDED = {
 def version(root: Path) -> str:
     """The version that the source states, which pyproject.toml reads as well."""
     text = (root / "src" / "everclip" / "_version.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "(\d+\.\d+\.\d+\w*)"$', text, re.MULTILINE)
+    found = re.search(r'^__version__ = "(\d+\.\d+\.\d+[.\w]*)"$', text, re.MULTILINE)
     if found is None:
         raise UserError('src/everclip/_version.py has no line __version__ = "X.Y.Z": write one')
     return found[1]
@@ -58,6 +58,9 @@ def check_pages(root: Path) -> str:
         UserError: the first thing that does not agree, with what to write instead.
     """
     wanted = version(root)
+    if ".dev" in wanted:
+        release = wanted.partition(".dev")[0]
+        raise UserError(f"src/everclip/_version.py has {wanted}, a version in development: write {release}")
     changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {re.escape(wanted)}(.*)$\n([\s\S]*?)(?=^## |\Z)", changes, re.MULTILINE)
     if section is None:

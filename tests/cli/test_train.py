@@ -61,6 +61,20 @@ def test_dry_run_trains_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("budget", "steps"), [("4", [1, 0, 0]), ("12", [1, 2, 0]), ("30", [1, 2, 3])])
+def test_dry_run_counts_the_steps_of_adapt(
+    budget: str, steps: list[int], tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt = (
+        f"memory.budget={budget}",
+        "method=multilayer_lda",
+        "method.adapt=finetune",
+        "method.follow_from=4",
+    )
+    assert main(["train", *tokens[:-2], tokens[-1], *adapt, "--dry-run", "--json"]) == 0
+    assert [task["steps"] for task in json.loads(capsys.readouterr().out)["tasks"]] == steps
+
+
 def test_dry_run_says_how_much_is_kept(
     tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,5 +47,5 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def summary(docstring: str) -> str:
-    """Return the first paragraph of a docstring as one line, without its full stop."""
-    return " ".join(docstring.strip().split("\n\n", 1)[0].split()).rstrip(".")
+    """Return the first paragraph of a docstring as one line, with single backquotes and without its full stop."""
+    return " ".join(docstring.strip().split("\n\n", 1)[0].split()).rstrip(".").replace("``", "`")

@@ -28,6 +28,7 @@ def forget(
         json: Print what was removed as JSON.
     """
     from everclip.inference.learned import check_version
+    from everclip.runs.words import several
     from everclip.system.atomic import claimed
     from everclip.system.outputs import check_new
     from everclip.training.disk import on_disk
@@ -44,8 +45,8 @@ def forget(
     if json:
         print_json(report)
         return
-    what = [f"{report['classes']} classes"] if report["classes"] else []
-    what += [f"{report['images']} images"] if report["images"] else []
+    what = [several(report["classes"], "class")] if report["classes"] else []
+    what += [several(report["images"], "image")] if report["images"] else []
     print(f"{path}: without {' and '.join(what)}; update.json says so, and manifest.json vouches for it")
     if report["second_moments_made_anew"]:
         print("second moments were re-estimated, as not all images of the class were given")

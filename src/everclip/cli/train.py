@@ -155,13 +155,17 @@ def _show_plan(config: Config, json: bool) -> None:
 def _tasks(plan: Plan) -> list[dict[str, Any]]:
     """Return the tasks' numbers: images, steps and exemplars kept afterwards."""
     from everclip.data.scenario import seen
+    from everclip.training import estimate
 
     memory = plan.empty_memory()
+    works = estimate.stages(plan.config, plan.sizes())
     lines: list[dict[str, Any]] = []
     for task in plan.tasks:
         images = {"mixed": len(task.train) + len(memory.images()), "new": len(task.train)}
         images["memory"] = images["mixed"] - images["new"]
         steps = sum(plan.steps(phase, images[phase.data]) for phase in plan.method.learner(task).phases(task))
+        # A first-session method knows only in training whether it goes on; the estimate counts what it holds out, too.
+        steps = steps or int(works[task.index][0].steps)
         known = len(seen(plan.tasks[: task.index + 1]))
         memory.update(task.train, known)
         lines.append(

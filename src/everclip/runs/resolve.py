@@ -83,7 +83,7 @@ def _of_features(config: Config, method: Method) -> Config:
     if method.capabilities.trains or blocks_alone:
         adapt = config.method.options.get("adapt", "none")
         what = config.method.name + ("" if adapt == "none" else f" with method.adapt={adapt}")
-        others = "ncm, ridge, ranpac, slda or multilayer_lda"
+        others = "ncm, ridge, ranpac, slda, fecam, multilayer_lda or, with text_features, rail or zero_shot"
         raise UserError(f"{what} needs images: {config.data} {given}; use {others}")
     if config.model not in (LITE, config.data):
         raise UserError(f"model={config.model} needs images: {config.data} {given}; leave model out")

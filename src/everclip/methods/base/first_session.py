@@ -25,7 +25,7 @@ class FirstSessionConfig(MethodConfig):
     wraps: ClassVar = ("adapt", "adapt_options")
 
     adapt: Literal["none", "clip", "gcl", "gdro", "finetune"] = Field(
-        default="none", description="method whose loss trains the first task; later tasks train nothing"
+        default="none", description="method whose loss trains the first task"
     )
     adapt_options: dict[str, int | float | bool | str] = Field(default={}, description="options of adapt")
 
