@@ -142,6 +142,9 @@ def test_memory_grows_with_the_batch_and_with_frozen_copies() -> None:
     zero_shot = resolve(load_config(["cifar100/zero_shot"]))
     assert estimate.device_bytes(zero_shot, model, sizes) < small
     assert estimate.disk_bytes(der, model, 10) > 3 * estimate.disk_bytes(gcl, model, 10)
+    ranpac, ridge = (config(f"method={name}") for name in ("ranpac", "ridge"))
+    sums = estimate.disk_bytes(ranpac, model, 10) - estimate.disk_bytes(ridge, model, 10)
+    assert sums == (ranpac.checkpoint.keep + 1) * 8 * 10_000**2
 
 
 def test_what_is_frozen_and_kept_is_not_counted() -> None:

@@ -76,7 +76,7 @@ class Rail(Kept, RidgeMethod):
         self.dual = config.kernel == "dual"
         if self.dual and config.class_weights:
             raise UserError("method.kernel=dual has no weights of classes: use method.class_weights=false")
-        self.random_features = 0 if self.dual else config.width
+        self.widen(0 if self.dual else config.width)
         self.can(needs_text=True)
 
     def add(self, rows: Rows, labels: Labels, weights: Weights | None = None) -> None:

@@ -53,4 +53,4 @@ class RanPac(RidgeMethod):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.random_features = config.width
+        self.widen(config.width)

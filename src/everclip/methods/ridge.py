@@ -58,7 +58,7 @@ class Ridge(RidgeMethod):
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         super().__init__(config, prompts)
-        self.random_features = config.expand
+        self.widen(config.expand)
         self.can(needs_text=config.prior == "text")
         if config.prior == "text" and (config.expand or config.feature == "pooled"):
             raise UserError(

@@ -77,7 +77,7 @@ class Vis(RidgeMethod):
         wanted = {0, *config.blocks} if config.hidden else {0}
         weights = tuple(float(place in wanted) for place in range(max(wanted) + 1))
         self.depths = Depths(weights, root=False, mirror=False, raw=True)
-        self.random_features = config.width
+        self.widen(config.width)
         self.can(trains=config.hidden > 0, reads="pixels", centers=False)
 
     @torch.no_grad()

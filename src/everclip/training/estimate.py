@@ -316,4 +316,4 @@ def disk_bytes(config: Config, costs: Costs, stages: int) -> float:
     passes, _ = _passes(config)
     weights = (1 + passes.anchored) * costs.parameters + passes.saved(stages - 1) * costs.image_parameters
     within = 0 if config.checkpoint.every == "task" else weights + 2 * costs.parameters
-    return (config.checkpoint.keep + 1) * _WEIGHT * float(weights + within) + 50e6
+    return (config.checkpoint.keep + 1) * (_WEIGHT * float(weights + within) + passes.sums) + 50e6

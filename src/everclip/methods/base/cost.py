@@ -23,6 +23,7 @@ class Passes(NamedTuple):
             without gradient, at most one.
         saved: stage -> image towers in a checkpoint beside the model.
         anchored: numbers held and saved for each parameter that trains.
+        sums: bytes of sums over random features, saved beside the model.
     """
 
     towers: Callable[[int], tuple[float, float]] = lambda stage: (1.0, 0.0)
@@ -33,6 +34,7 @@ class Passes(NamedTuple):
     frozen: Stage | None = None
     saved: Stage = lambda stage: 0.0
     anchored: int = 0
+    sums: int = 0
 
     def held(self, stage: int) -> float:
         """Return the image towers held without gradient."""

@@ -101,6 +101,11 @@ class RidgeMethod(LinearStatistics):
         self.random_features = 0
         self._best: tuple[int, float] = (0, 0.0)  # number of images, and lam by cross-validation on them
 
+    def widen(self, width: int) -> None:
+        """Put a random layer of this width (0: none) before the regression."""
+        self.random_features = width
+        self.passes = self.passes._replace(sums=8 * width**2)
+
     @property
     def seeded(self) -> bool:
         held_out = self.options.choice in ("first", "task", "seen")  # images drawn by the seed
