@@ -153,7 +153,8 @@ CASES = [
     Case("class without images", every("train/red/*", os.unlink),
          "error: class folder {root}/train/red has no images: add some, or remove it"),
     Case("class without a training folder", every("train/red", shutil.rmtree),
-         'error: class "red" in {root} has no training images: add some, or remove it'),
+         'error: class "red" in {root} has no training images: add some, or remove it (an update takes --add'
+         ' {root}/train and --test {root}/test)'),
     Case("class without test images", every("test/red/*", os.unlink),
          'warning: 1 of 3 classes have no test images, such as "red": their accuracy is not measured', 0),
     Case("task without test images", every("test/[rg]*", shutil.rmtree),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from everclip.metrics.calibration import fit, probabilities
 from everclip.metrics.unknown import held_out
 from everclip.system import checkpoint
 from everclip.system.checkpoint import BEFORE
-from everclip.updating import core, start
+from everclip.updating import core, gate, start
 from everclip.updating import images as pictures
 from everclip.updating.gate import gate_of
 from everclip.updating.images import collect, plain
@@ -239,6 +240,18 @@ def test_what_a_run_has_learned_is_recognised_from_another_folder(
     assert (made.verdict["test"]["images"], made.verdict["test"]["duplicates"]) == (3, 4)
 
 
+def changed(wrong: int, right: int) -> dict[str, Any]:
+    """What the test of an update says of images that changed sides, among 20 that did not."""
+    before = np.array([True] * (wrong + 20) + [False] * right)
+    now = np.array([False] * wrong + [True] * (20 + right))
+    return gate._changed(before, now)
+
+
+@pytest.mark.parametrize(("drop", "words"), [(2.2989, "2.3"), (1.0003, "1.01"), (1.5, "1.5"), (3, "3")])
+def test_points_lost_are_rounded_up(drop: float, words: str) -> None:
+    assert gate.lost(drop) == words
+
+
 def test_the_gate_counts_points(toy: str) -> None:
     state = begin(toy, ["red", "yellow"])
     rows = [{"class": "red", "n": 7}, {"class": "blue", "n": 5}]
@@ -252,6 +265,9 @@ def test_the_gate_counts_points(toy: str) -> None:
     told = gate_of(result, 1.5, state)
     assert told["unmeasured"] == ["yellow"]
     assert told["words"] == "old classes 90.0 % -> 88.5 % on 7 held-out images of 1 of 2 classes"
+    few, many = (gate_of(result | changed(wrong, 0), 1.5, state)["words"] for wrong in (5, 6))
+    assert few.endswith(" of 1 of 2 classes (5 newly wrong, 0 newly right, which may be chance)")
+    assert many.endswith(" (6 newly wrong, 0 newly right)")
     rows.append({"class": "yellow", "n": 1})
     told = gate_of(result, 1.5, state)
     assert told["unmeasured"] == []

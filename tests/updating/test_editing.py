@@ -17,6 +17,7 @@ from everclip.updating import editing, start
 from everclip.updating.classifiers import scores
 from everclip.updating.editing import edit
 from everclip.updating.forgetting import forget
+from everclip.updating.gate import lost as lost_words
 from everclip.updating.state import State
 from tests.learned import learned
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
@@ -188,7 +189,7 @@ def test_what_loses_too_much_is_not_written(
     out = tmp_path / "v2"
     words = ["classes", str(tmp_path / "v1"), "rename", f"{old}={new}", "-o", str(out), "--max-drop", "0"]
     assert main(words) == 3
-    assert f"{drop:g} points lost and 0 allowed" in capsys.readouterr().err
+    assert f"{lost_words(drop)} points lost and 0 allowed" in capsys.readouterr().err
     assert not out.exists()
     assert f"renamed {old} to {new}" in (tmp_path / "v2.verdict.html").read_text()
 

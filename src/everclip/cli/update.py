@@ -212,6 +212,7 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
         hint: what might help it to pass.
     """
     from everclip.training.disk import on_disk
+    from everclip.updating.gate import lost
     from everclip.updating.versions import settle
 
     verdict, gate = outcome.verdict, outcome.verdict["gate"]
@@ -221,7 +222,7 @@ def settled(outcome: Outcome, state: State, path: Path, hint: str = "") -> int:
         print(f"{path}: version {verdict['version']}; {path / 'verdict.html'}", file=sys.stderr)
         return 0
     print(
-        f"gate not met: {gate['words']}, {gate['drop']:g} points lost and {gate['max_drop']:g} allowed;"
+        f"gate not met: {gate['words']}, {lost(gate['drop'])} points lost and {gate['max_drop']:g} allowed;"
         f" no model was written, see {path}.verdict.html{hint}",
         file=sys.stderr,
     )

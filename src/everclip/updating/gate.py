@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,16 @@ from everclip.data.images import Dataset, ImageSet
 from everclip.data.pixels import Pixels
 from everclip.errors import UserError
 from everclip.inference.learned import of_run
+from everclip.metrics.stats import mcnemar
 from everclip.runs.words import listed
 from everclip.updating.classifiers import scores
 from everclip.updating.images import Pictures, Watch, holdout, unwatched
 from everclip.updating.state import State
 
 log = logging.getLogger("everclip")
+
+LIKELY = 0.05
+"""Least p of a test from which a loss is said to be possibly chance."""
 
 
 class Held(NamedTuple):
@@ -97,7 +102,19 @@ def compare(state: State, after: State, held: Held, watch: Watch = unwatched) ->
         "old_after": float(now[is_old].mean()) if is_old.any() else None,
         "new_after": float(now[~is_old].mean()) if (~is_old).any() else None,
         "per_class": per_class,
+        **({} if before is None else _changed(before, now[is_old])),
     }
+
+
+def _changed(before: np.ndarray, now: np.ndarray) -> dict[str, Any]:
+    """Return how many images of old classes have become wrong and right, and the p of the exact McNemar test."""
+    wrong, right = int((before & ~now).sum()), int((now & ~before).sum())
+    return {"old_newly_wrong": wrong, "old_newly_right": right, "old_p": mcnemar(now, before).p}
+
+
+def lost(drop: float) -> str:
+    """Return points lost in words, rounded up to hundredths: so a loss above a limit never looks allowed."""
+    return f"{math.ceil(100 * drop - 1e-6) / 100:g}"
 
 
 def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict[str, Any]:
@@ -120,4 +137,7 @@ def gate_of(result: dict[str, Any] | None, allowed: float, state: State) -> dict
         images = sum(counts.get(name, 0) for name in old)
         of = f"{len(old) - len(lacking)} of {len(old)} classes"
         words = f"old classes {before:.1f} % -> {after:.1f} % on {images} held-out images of {of}"
+        if drop > 0 and "old_newly_wrong" in result:
+            words += f" ({result['old_newly_wrong']} newly wrong, {result['old_newly_right']} newly right"
+            words += ", which may be chance)" if result["old_p"] >= LIKELY else ")"
     return {"passed": passed, "max_drop": allowed, "drop": drop, "words": words, "unmeasured": lacking}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.runs.words import listed, share
+from everclip.updating.gate import lost
 
 JSON_FILE, PAGE_FILE = "verdict.json", "verdict.html"
 SHOWN = 40
@@ -40,6 +41,7 @@ def page(verdict: dict[str, Any]) -> str:
         "change": change,
         "listed": partial(listed, most=LISTED),
         "counted": counted,
+        "lost": lost,
     }
     template = environment.get_template("classes.html.j2" if "edit" in verdict else "verdict.html.j2")
     more = max(0, len(ordered) - SHOWN)

@@ -201,7 +201,8 @@ def dataset(
     trained = {row[2] for row in found if not row[3]}
     untrained = [folder for folder in folders if folder not in trained]
     if untrained:
-        raise UserError(f'class "{untrained[0]}" in {root} has no training images: add some, or remove it')
+        remedy = f"add some, or remove it (an update takes --add {root}/train and --test {root}/test)"
+        raise UserError(f'class "{untrained[0]}" in {root} has no training images: {remedy}')
     if loose:
         log.warning(
             "%d images lie outside of the class folders of %s and are left out, such as %s: move them into CLASS"
