@@ -68,6 +68,8 @@ def test_measures_of_streams_have_a_table(tmp_path: Path) -> None:
         file.write_text(json.dumps(found | more))
     page = Page(build([tmp_path], tmp_path / "p.html").read_text(encoding="utf-8"))
     assert ["gdro", "200", "25.0 (n=2)", "12.5 (n=2)", "60.0 (n=2)"] in page.rows
+    assert "Any-time is the area under" in page.text
+    assert "Transfer" not in page.text, "no sentence on a column that is not there"
 
 
 def test_has_every_part(whole: str, seen: Page) -> None:

@@ -11,6 +11,14 @@ from everclip.report.tables import Cell, Table, group_cells, mean, table
 from everclip.runs.words import percent, points
 
 _ALWAYS = {"macro": "macro accuracy, %", "worst_class.last": "worst class, %"}
+_MEANING = {
+    "macro accuracy, %": "Macro accuracy counts each class alike.",
+    "any-time, %": "Any-time is the area under the accuracy over the images that have passed.",
+    "few-shot, %": "Many-, medium- and few-shot are classes by their training images.",
+    "Transfer, %": "Transfer, Average and Last count each data set alike: before it is learned, over all stages, and in"
+    " the end.",
+}
+"""What the columns of the table of measures mean, by heading."""
 
 
 def measures(results: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -59,3 +67,10 @@ def measure_table(setting: Setting) -> Table | None:
         [*group_cells(group), *(mean(group.interval(key), "share") for key in found)] for group in groups
     ]
     return table(f"{setting.ident}-measures", columns, rows)
+
+
+def words(table: Table) -> str:
+    """Return what the columns of ``measure_table`` mean, in sentences."""
+    headings = {heading for heading, _ in table.columns}
+    told = [meaning for heading, meaning in _MEANING.items() if heading in headings]
+    return " ".join([*told, "Means over seeds ± half of the 95 % interval."])

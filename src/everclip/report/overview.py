@@ -76,7 +76,8 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "verdict": verdicts.verdict(setting),
         "notes": _notes(setting),
         "results": many.result_table(setting),
-        "measures": measures.measure_table(setting),
+        "measures": (measured := measures.measure_table(setting)),
+        "measured": measured and measures.words(measured),
         "figures": {
             "stages": _drawn([many_figures.stages(setting)]),
             "matrix": _drawn(map_figures.maps(setting, of) for of in ("accuracy", "forgetting")),
