@@ -374,7 +374,10 @@ def test_a_run_goes_on_where_it_stopped_and_not_on_other_features(tmp_path: Path
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (["method=gcl"], "gcl needs images: {data} holds features alone; use ncm, ridge, ranpac, slda or"),
+        (
+            ["method=gcl"],
+            "gcl needs images: {data} holds features alone; use ncm, ridge, ranpac, slda, fecam",
+        ),
         (["method=layup"], "layup needs images: {data} holds features alone; use ncm"),
         (["method=joint"], "joint needs images: {data} holds features alone; use ncm"),
         (["method=ncm", "method.adapt=clip"], "ncm with method.adapt=clip needs images"),

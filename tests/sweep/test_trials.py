@@ -66,6 +66,25 @@ def test_no_trial_is_spent_on_an_option_that_is_not_read() -> None:
         assert outcome(found.tried, grid, own, False)
 
 
+@pytest.mark.parametrize("most", range(1, 8))
+def test_a_search_that_runs_out_anywhere_is_one_that_counts_as_finished(most: int) -> None:
+    """No value that is not read counts as tried before its turn, for no trial would be spent on it."""
+    config = resolve(load_config(["method=icarl", "memory.budget=6"]))
+    grid = {"train.lr": ["1", "2"], "method.loss": ["ce", "bce"], "method.distill_weight": ["0.3", "1", "3"]}
+    own = start(config, grid) | {"train.lr": "1"}
+    for loss in ("ce", "bce"):
+        begun = own | {"method.loss": loss}
+        found = search(
+            grid,
+            begun,
+            lambda values: 0.5,
+            most,
+            lambda key, value: False,
+            lambda values: read(config, values),
+        )
+        assert outcome(found.tried, grid, begun, found.trials == most)
+
+
 @pytest.mark.parametrize("most", [1, 2, 5, 8])
 def test_trials_are_a_bound_and_an_edge_that_still_wins_is_told(most: int) -> None:
     count = 0

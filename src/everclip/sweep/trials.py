@@ -270,6 +270,8 @@ def search(
     while changed and scored.left:
         changed = False
         for key in grid:
+            if not scored.left:
+                break  # trials that are known already would seem to be of a key whose turn never came
             changed = improve(key, grid[key]) or changed
             if key not in best:  # no value trains
                 changed = False
