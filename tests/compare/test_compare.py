@@ -94,6 +94,33 @@ def test_paired_tests_against_the_best_corrected_for_their_number(grid: Path) ->
     assert rows(against, 1)["gcl"]["test"] is None
 
 
+def test_a_test_that_every_section_has_is_counted_once(tmp_path: Path) -> None:
+    """Methods without a memory stand in the section of each size."""
+    for seed in range(4):
+        for method, last in (("coda_prompt", 0.5 + 0.01 * seed), ("moe_adapters", 0.48 + 0.013 * seed)):
+            run_folder(
+                tmp_path / f"{method}{seed}", last, method=method, budget=100, seed=seed, memory_bytes=0
+            )
+        for budget in (100, 500):
+            run_folder(tmp_path / f"gcl{budget}-{seed}", 0.3 + 0.02 * seed, budget=budget, seed=seed)
+    found = compared(tmp_path, metrics=["last"], over=["seed"], against="coda_prompt")
+    first, second = (rows(found, section)["moe_adapters"]["test"] for section in (0, 1))
+    tests = [first, *(rows(found, section)["gcl"]["test"] for section in (0, 1))]
+    assert first == second
+    assert [test["p_holm"] for test in tests] == pytest.approx(stats.holm([test["p"] for test in tests]))
+
+
+def test_a_method_of_several_rows_is_no_row_to_test_against(tmp_path: Path) -> None:
+    for tau in (0.01, 0.05):
+        run_folder(tmp_path / f"gcl{tau}", 0.5 + tau, config={"method.tau": tau})
+    run_folder(tmp_path / "gdro", 0.5, method="gdro")
+    with pytest.raises(UserError, match='several rows to test against are "gcl": use one of "gcl tau=0'):
+        compared(tmp_path, against="gcl")
+    assert compared(tmp_path, against="gcl tau=0.01")["sections"][0]["against"] == "gcl tau=0.01"
+    with pytest.raises(UserError, match='no row to test against is "gdrro"; did you mean "gdro"'):
+        compared(tmp_path, against="gdrro", equal="bytes")
+
+
 def test_less_forgetting_is_better(tmp_path: Path) -> None:
     run_folder(tmp_path / "a", 0.5, method="gcl", forgetting=0.3)
     run_folder(tmp_path / "b", 0.5, method="gdro", forgetting=0.1)

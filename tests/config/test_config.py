@@ -215,9 +215,14 @@ def test_the_same_run_whatever_its_folder() -> None:
         "checkpoint.every=steps:5",
         "checkpoint.keep=1",
         "distributed.gather=light",
+        "loader.workers=0",
+        "loader.cache_mb=0",
+        "cache.ram_mb=1",
+        "cache.shared=true",
     ]
     assert config_hash(load_config(how)) == usual
     assert config_hash(load_config(["seed=1"])) != usual
+    assert config_hash(load_config(["cache.views=2"])) != usual
     assert config_hash(load_config(["method.tau=1"])) != usual
     assert len(usual) == 16
 

@@ -84,6 +84,10 @@ def test_a_memory_size_has_its_methods_and_those_without(chart: Callable[..., Ax
         assert {"gcl", "gdro", "ncm"} <= set(lines(chart(many, new())))
         with pytest.raises(UserError, match="draws every memory"):
             chart(many, new(), memory=200)
+        for name, value, meant in (("metric", "lasst", "last"), ("against", "byte", "bytes")):
+            misspelt: dict[str, Any] = {name: value}
+            with pytest.raises(UserError, match=f'{name} is "{value}"; did you mean "{meant}"'):
+                plots.accuracy_against_memory(many, new(), **misspelt)
         return
     assert {"gcl", "gdro", "ncm"} <= set(lines(chart(many, new(), memory=200)))
     with pytest.raises(UserError, match=r'charts have no option "legends"; did you mean "legend"\?'):

@@ -31,7 +31,7 @@ from everclip.sweep.folder import Folder, busy, drop_checkpoints
 from everclip.sweep.pool import GRACE, Child, Work
 from everclip.sweep.session import Session
 from everclip.sweep.tune import split, tune
-from everclip.sweep.view import Follow, View
+from everclip.sweep.view import Follow, FollowSearch, View
 from everclip.training import pace
 from everclip.training.plan import Plan
 from tests.pictures import image_folder
@@ -547,6 +547,33 @@ def test_a_run_is_followed_as_its_log_grows(tmp_path: Path) -> None:
     assert follow.look() == "task 1 of 3, step 0"
     log.write_text(start + '{"event": "stage", "stage": 2}\n')
     assert follow.look() == "finishing"
+
+
+def test_a_search_is_followed_through_its_trials(tmp_path: Path) -> None:
+    follow = FollowSearch(tmp_path)
+    assert follow.look() == "starting"
+    for n, name in enumerate(("trial-b", "trial-a"), 1):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").touch()
+        os.utime(tmp_path / name / "config.toml", (n, n))
+        (tmp_path / name / "metrics.jsonl").write_text('{"event": "start", "tasks": [1, 2]}\n')
+        assert follow.look() == f"trial {n}, task 1 of 2, step 0"
+
+
+def test_results_that_are_damaged_fail_their_run_alone(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", *tokens, "method=ncm,ridge", f"out={tmp_path / 's'}", "--jobs", "1"]
+    assert main(words) == 0
+    (tmp_path / "s" / "ncm" / "results.json").write_text("{")
+    shutil.rmtree(tmp_path / "s" / "ridge")
+    assert main([*words, "--retry"]) == 1
+    said = capsys.readouterr().err
+    assert finished(tmp_path / "s").keys() == {"ncm", "ridge"}
+    assert re.search(r"ncm.results\.json.* cannot be read as results.*restore it", said), said
+    assert "Traceback" not in said
+    (tmp_path / "s" / "ncm" / "results.json").unlink()
+    assert main([*words, "--retry"]) == 0
 
 
 def test_the_time_left(tmp_path: Path) -> None:

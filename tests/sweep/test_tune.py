@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from everclip.data.images import FileStore, build
 from everclip.errors import NonFinite, RunError, UserError
 from everclip.runs.resolve import resolve
 from everclip.runs.run import Run
+from everclip.runs.tuned import searched
 from everclip.sweep import trials
 from everclip.sweep import tune as tuning
 from everclip.system.progress import Progress
@@ -250,15 +252,30 @@ def test_equal_settings_are_trained_once(tmp_path: Path, tokens: list[str]) -> N
     assert "0.4 of their training images" in choice.config.tuned_on
 
 
+def test_a_semicolon_in_a_path_is_none_of_the_record(tmp_path: Path, tokens: list[str], photos: str) -> None:
+    shutil.copytree(photos.partition(":")[2], tmp_path / "a; b")
+    words = [f"data=imagefolder:{tmp_path / 'a; b'}", *tokens[1:], "train.lr=1e-5,1e-4"]
+    choice = tuning.tune(words, tmp_path / "out", trained, print)
+    found = searched(choice.config.tuned_on)
+    assert found is not None
+    assert [*found.tried] == ["train.lr"]
+
+
 def test_a_rate_that_does_not_train_loses(tmp_path: Path, tokens: list[str]) -> None:
     def fails(here: Run) -> dict[str, Any]:
         if here.config.train.lr == 1:
+            (here.path / "checkpoints" / "stage-1").mkdir(parents=True)
             raise NonFinite("the loss is nan")
         return trained(here)
 
     choice = tuning.tune([*tokens, "train.lr=1.0,1e-4"], tmp_path, fails, print)
     assert choice.tried["train.lr"]["1.0"] is None
     assert choice.values == {"train.lr": "1e-4"}
+    again = tuning.tune(
+        [*tokens, "train.lr=1.0,1e-4"], tmp_path, lambda run: pytest.fail("trained again"), print
+    )
+    assert again.tried == choice.tried
+    assert not [*tmp_path.glob("*/checkpoints")]
     with pytest.raises(RunError, match=r"no value of train\.lr trains \(1\.0, 1e0\): try smaller rates"):
         tuning.tune([*tokens, "train.lr=1.0,1e0"], tmp_path, fails, print)
 

@@ -81,13 +81,16 @@ def compare(
     found = cells.sections(runs, by, over)
     if not anyway:
         cells.check(found, by, over)
+    rows = [row for section in found for row in section.rows]
+    if against is not None and not any(against in (row.label, row.method) for row in rows):
+        raise UserError(
+            f'no row to test against is "{against}"{suggest(against, {row.label for row in rows})}'
+        )
     if equal is not None:
         found = cells.at_equal_cost(found, equal, against)
-    tables = [_section(section, metrics, over, against, equal) for section in found]
-    _correct([row for table in tables for row in table["rows"]])
-    labels = {row["label"] for table in tables for row in table["rows"]}
-    if against is not None and not any(table["against"] for table in tables):
-        raise UserError(f'no row to test against is "{against}"{suggest(against, labels)}')
+    tests: _Tests = {}
+    tables = [_section(section, metrics, over, against, equal, tests) for section in found]
+    _correct(tests)
     return {
         "metrics": list(metrics),
         "level": 0.95,
@@ -108,8 +111,17 @@ def _default_by(runs: Sequence[Finished]) -> list[str]:
     return ["memory.budget"] if len(sizes) > 1 else []
 
 
+_Tests = dict[tuple[Any, ...], list[Json]]
+"""By the runs of both rows and p: rows that every section has, such as those without a memory, give one test again."""
+
+
 def _section(
-    section: Section, metrics: Sequence[str], over: Sequence[str], against: str | None, equal: str | None
+    section: Section,
+    metrics: Sequence[str],
+    over: Sequence[str],
+    against: str | None,
+    equal: str | None,
+    tests: _Tests,
 ) -> Json:
     measured = [(row, row.values(metrics[0])) for row in section.rows]
     base = _base(measured, metrics[0], against)
@@ -136,7 +148,10 @@ def _section(
         if equal is not None and not row.reference:
             entry["cost"] = cells.cost(row, equal)
         if base is not None and row is not base and not row.reference:
-            entry["test"] = _test((row, values), (base, others), metrics[0])
+            entry["test"] = test = _test((row, values), (base, others), metrics[0])
+            if test is not None:
+                both = (row.recorded, *row.runs.values()), (base.recorded, *base.runs.values())
+                tests.setdefault((*both, test["p"]), []).append(test)
         rows.append(entry)
     against = None if base is None else base.label
     return {"by": section.by, "against": against, "ranked": blocks, "rows": rows}
@@ -173,8 +188,12 @@ def _base(
     """Return the row to test against: the one asked for, else the best that is not a reference."""
     known = [(row, fmean(values.values())) for row, values in measured if values]
     if against is not None:
-        asked = [row for row, _ in known if against in (row.label, row.method)]
-        return min(asked, key=lambda row: row.label != against, default=None)
+        asked = [row for row, _ in known if against == row.label]
+        asked = asked or [row for row, _ in known if against == row.method]
+        if len(asked) > 1:
+            labels = '", "'.join(row.label for row in asked)
+            raise UserError(f'several rows to test against are "{against}": use one of "{labels}"')
+        return asked[0] if asked else None
     sign = 1 if higher_is_better(metric) else -1
     rivals = [(row, sign * mean) for row, mean in known if not row.reference]
     return max(rivals, key=lambda pair: pair[1], default=(None,))[0]
@@ -206,12 +225,14 @@ def _test(
     return {"name": "paired t", **more, **paired(first, second)._asdict()}
 
 
-def _correct(rows: Sequence[Json]) -> None:
-    """Add Holm's correction over all tests of the comparison."""
-    tests = [row["test"] for row in rows if row["test"] is not None]
-    corrected = iter(holm([test["p"] for test in tests if test["p"] is not None]))
-    for test in tests:
-        test["p_holm"] = None if test["p"] is None else next(corrected)
+def _correct(tests: _Tests) -> None:
+    """Add Holm's correction over all tests of the comparison, each counted once."""
+    known = [p for *_, p in tests if p is not None]
+    corrected = iter(holm(known))
+    for (*_, p), same in tests.items():
+        p_holm = None if p is None else next(corrected)
+        for test in same:
+            test["p_holm"] = p_holm
 
 
 def _ranks(

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
@@ -83,15 +84,25 @@ CARRIED_OUT = (
     "defaults",
     "references",
     "evaluate",
+    "loader",
+    "cache.ram_mb",
+    "cache.shared",
 )
 """Where a run is written, who is told of it, how often it is saved, how processes share it, which defaults have filled
-it in, what it is measured against and tested on: none of it changes what the method of a resolved config computes."""
+it in, what it is measured against and tested on, how images are read and where activations are kept: none of it changes
+what the method of a resolved config computes."""
 
 
 def essence(config: Config) -> Config:
     """Return the config with ``CARRIED_OUT`` at its defaults: configs of equal essence describe the same run."""
     usual = Config()
-    return config.model_copy(update={key: getattr(usual, key) for key in CARRIED_OUT})
+    update: dict[str, Any] = {key: getattr(usual, key) for key in CARRIED_OUT if "." not in key}
+    for key in CARRIED_OUT:
+        section, dot, name = key.partition(".")
+        if dot:
+            own = update.get(section, getattr(config, section))
+            update[section] = own.model_copy(update={name: getattr(getattr(usual, section), name)})
+    return config.model_copy(update=update)
 
 
 def config_hash(config: Config) -> str:

@@ -91,7 +91,8 @@ def _words(annotation: Any, metadata: Iterable[object]) -> str:
 
 
 def _range(metadata: Iterable[object]) -> str:
-    words: list[str] = []
+    words, metadata = list[str](), [*metadata]
+    above = any(isinstance(item, Gt) for item in metadata)
     for item in metadata:
         match item:
             case Gt(gt=bound):
@@ -99,7 +100,7 @@ def _range(metadata: Iterable[object]) -> str:
             case Ge(ge=bound):
                 words.append(f"from {bound}")
             case Lt(lt=bound):
-                words.append(f"to below {bound}")
+                words.append(f"{'and' if above else 'to'} below {bound}")
             case Le(le=bound):
                 words.append(f"to {bound}")
     return f" {' '.join(words)}" if words else ""

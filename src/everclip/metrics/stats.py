@@ -1,6 +1,6 @@
 """Tell how sure a number is: intervals over seeds, paired tests over seeds and over test images, corrections for many.
 
-Differences are first minus second. A test is two-sided; an interval is of 95 % and symmetric.
+Differences are first minus second. A test is two-sided; an interval is of 95 %.
 """
 
 from __future__ import annotations

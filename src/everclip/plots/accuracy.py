@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from matplotlib.axes import Axes
 
 from everclip.compare.groups import Group, Setting, mean
-from everclip.errors import UserError
+from everclip.errors import UserError, check_choice
 from everclip.metrics.stats import Interval, interval
 from everclip.plots.panels import How, Line, Panel, around, heights, show
 from everclip.plots.runs import Runs, groups_of, name_in, setting_of
@@ -33,8 +33,8 @@ def accuracy_against_memory(
 ) -> Axes:
     """Draw the accuracy of each method at each memory size, in %, beside methods without a memory.
 
-    Means over seeds with 95 % intervals (Student t; the range for two seeds), and single seeds as pale dots. Grey:
-    zero-shot, the frozen features and joint training, where measured.
+    Means over seeds with 95 % intervals (Student t), or ranges of the seeds where a group has two, and single seeds as
+    pale dots. Grey: zero-shot, the frozen features and joint training, where measured.
 
     Args:
         metric: ``last`` (after the last task) or ``average`` (mean of the accuracies after each task).
@@ -47,6 +47,8 @@ def accuracy_against_memory(
         raise UserError(
             "accuracy_against_memory draws every memory: leave memory out, or use after_each_task"
         )
+    check_choice("metric", metric, get_args(Metric))
+    check_choice("against", against, get_args(Axis))
     panel = memory_panel(setting_of(runs), metric, against)
     return show(panel, ax, how, "no run with exemplars has finished")
 

@@ -14,6 +14,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from everclip.errors import check_choice
 from everclip.metrics.matrix import forgotten
 from everclip.plots import style
 from everclip.plots.panels import axes, extent
@@ -240,6 +241,7 @@ def task_heatmap(
     Raises:
         UserError: the runs are of several methods or memory sizes, or no task has been learned.
     """
+    check_choice("of", of, ("accuracy", "forgetting"))
     rows, forgetting = _rows(runs)
     limits, colours, missing = (0.0, 1.0), colormaps["cividis"], "no task has been learned"
     if of == "forgetting":

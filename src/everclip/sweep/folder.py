@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from everclip._version import __version__
 from everclip.config.sources import read_toml
 from everclip.errors import UserError
+from everclip.runs import schema
 from everclip.runs.finished import natural
 from everclip.runs.run import HOLDER, Run
 from everclip.sweep.grid import Cell, Job, content_key
@@ -54,6 +55,8 @@ class Folder:
         self.path = path
         self.failures: dict[str, str] = {}
         """The one-line error of each failed run or search, by key."""
+        self.damaged: dict[str, str] = {}
+        """What is wrong with results that cannot be read, by the key of their run."""
         self._lock = FileLock(path / ".sweep.lock", timeout=0)
         self._found: dict[str, Found] = {}
         self._names: dict[str, str] = {}
@@ -78,7 +81,7 @@ class Folder:
                 f"out={self.path} is not a folder of runs: for a sweep, out holds the run directories"
             )
         self.failures = self._read().get("failed", {})
-        self._found, self._names = {}, {}
+        self._found, self._names, self.damaged = {}, {}, {}
         inside = list(self.path.iterdir()) if self.path.is_dir() else []
         for folder in sorted(inside, key=lambda folder: natural(folder.name)):
             if os.path.isfile(folder / "config.toml"):  # False, too, for a folder that may not be read
@@ -118,9 +121,17 @@ class Folder:
         except UserError as error:
             log.warning("%s is not touched: %s", folder, error)
             return
-        finished = (folder / "results.json").is_file()
+        finished, wrong = (folder / "results.json").is_file(), ""
+        if finished:
+            try:
+                schema.read(folder / "results.json")
+            except UserError as error:
+                finished, wrong = False, str(error)
         if finished or key not in self._found:
             self._found[key] = Found(folder, finished)
+            self.damaged.pop(key, None)
+            if wrong:
+                self.damaged[key] = wrong
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -160,7 +171,7 @@ class Folder:
     def state(self, job: Job) -> State:
         """Return the state of a job; a failed one has an entry in ``failures``."""
         if (self.place(job) / "results.json").is_file():
-            return "finished"
+            return "failed" if job.key in self.damaged else "finished"
         if job.key in self.failures:
             return "failed"
         return "unfinished" if (self.place(job) / "config.toml").is_file() else "waiting"
@@ -221,9 +232,17 @@ _DROPPED = ".checkpoints.dropped"
 """Checkpoints are renamed to this before they are removed, so that a killed process leaves no partial ones."""
 
 
-def drop_checkpoints(run: Path) -> int:
-    """Remove the checkpoints of a finished run that no process works in; return the bytes freed. Raises OSError."""
-    if not (run / "results.json").is_file() or busy(run) or diverted(run, ("checkpoints", _DROPPED)):
+def drop_checkpoints(run: Path, ended: bool = False) -> int:
+    """Remove the checkpoints of a finished run that no process works in; return the bytes freed. Raises OSError.
+
+    Args:
+        ended: the run will not go on, whether it has finished or not.
+    """
+    if (
+        not (ended or (run / "results.json").is_file())
+        or busy(run)
+        or diverted(run, ("checkpoints", _DROPPED))
+    ):
         return 0
     kept, going = run / "checkpoints", run / _DROPPED
     if going.exists():

@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from everclip import plugins
-from everclip.config import Config, config_hash, essence, load_config
+from everclip.config import Config, config_hash, load_config
 from everclip.config.sections import Memory
 from everclip.config.sources import is_override
 from everclip.errors import UserError, shown
@@ -30,7 +30,7 @@ WHOLE = ("out", "tuned_on", "classnames")
 """Keys whose values are never split at commas."""
 MOST_VALUES = 10_000
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 _PAIRS = {"[": "]", "{": "}", '"': '"', "'": "'"}
 _SAFE = re.compile(r"[^A-Za-z0-9_.+=-]+")
 
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        """The config that all cells share."""
+        """The config of its first cell, with the exemplars that are kept."""
         return content(self.cells[0].config)
 
     @property
@@ -108,7 +108,7 @@ class Grid:
 
 
 def content(config: Config) -> Config:
-    """Return the essence of a resolved config; a method that keeps no exemplars has a memory as if none was asked for.
+    """Return a resolved config in which a method that keeps no exemplars has a memory as if none was asked for.
 
     Raises:
         UserError: the method refuses its options.
@@ -116,7 +116,7 @@ def content(config: Config) -> Config:
     kept, _ = estimate.exemplars(config)
     keeps = memory_policy(config, method_of(config)).keeps
     memory = config.memory if kept != 0 and keeps == "part" else Memory(budget=kept)
-    return essence(config).model_copy(update={"memory": memory})
+    return config.model_copy(update={"memory": memory})
 
 
 def content_key(config: Config) -> str:
@@ -248,7 +248,9 @@ def parted(text: str, key: str) -> list[str]:
             found.append(value)
             continue
         first, last = int(span[1]), int(span[2])
-        if not 0 <= last - first < MOST_VALUES:
+        if last - first >= MOST_VALUES:
+            raise UserError(f'"{key}={value}" has {last - first + 1:,} values: use at most {MOST_VALUES:,}')
+        if first > last:
             raise UserError(
                 f'"{key}={value}" is not a range: put the smaller number first, such as {key}=0..4'
             )

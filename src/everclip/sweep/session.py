@@ -112,6 +112,7 @@ class Session:
         self.folder.scan(self.jobs)
         if self.again:
             self.folder.failures = {}
+        self.folder.failures |= self.folder.damaged
 
     def _take_chosen(self) -> None:
         self.grid = searches.tuned(self.asked, self.tune)

@@ -2,8 +2,9 @@
 
 A trial is one trained run. The search starts from the config's own values. Key by key, it chooses the best value
 with the others at their current values. Where the best value lies at an edge of its grid, the grid grows beyond it as
-long as the result improves: grids of rates and epochs (up to four times the config's own) at once, grids of the
-method's own constants once every key has been tried. The search repeats while anything changes and trials are left.
+long as the result improves: grids of rates and of ``train.epochs`` (up to four times the config's own) at once, grids
+of the method's own options, epochs of its phases among them, once every key has been tried. The search repeats while
+anything changes and trials are left.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ SHARE = 0.2
 LONGER = 4
 """A grid of epochs or steps grows up to this multiple of the config's own: longer training is no fair comparison."""
 
+DIVERGED = "diverged"
+"""File in a trial whose loss was not finite, so that a search that continues does not train it again."""
 SEARCHED = ("train.", "method.", "center")
 """Prefixes of keys that can be searched: they decide how a run learns."""
 CONTINUES = "make room; the same command continues"
@@ -189,19 +191,23 @@ def _words(values: Mapping[str, str]) -> list[str]:
 
 
 def _score(config: Config, out: Path, train: Trainer) -> float | None:
-    """Return the last accuracy of the run in ``out``, trained unless it is finished; None where it diverges.
+    """Return the last accuracy of the run in ``out``, trained unless it has ended; None where it diverges.
 
-    A finished trial keeps no checkpoints: nothing reads them, and searches would fill the disk with them.
+    A trial that has ended keeps no checkpoints: nothing reads them, and searches would fill the disk with them.
 
     Raises:
         RunError: the disk is full or the like, which says nothing about the settings; the trial can be continued.
     """
+    diverged = out / DIVERGED
+    if diverged.exists():
+        return None
     with Run.open(config.model_copy(update={"out": str(out)})) as run:
         try:
             last = run.results()["last"] if run.finished else train(run)["last"]
         except NonFinite:
-            return None
-    drop_checkpoints(out)
+            last = None
+            write_atomic(diverged, "")
+    drop_checkpoints(out, ended=True)
     return last
 
 
@@ -213,8 +219,11 @@ def _record(
         f"{key} " + ", ".join(f"{v}: {'-' if s is None else f'{s:.4f}'}" for v, s in scores.items())
         for key, scores in tried.items()
     )
-    tasks = config.scenario.validation_tasks
+    tasks, data = (
+        config.scenario.validation_tasks,
+        config.data.replace(";", ","),
+    )  # which ends a part of a record
     return (
-        f"{config.data}, tasks 1-{tasks}, {share} of their training images, memory {config.memory.words},"
+        f"{data}, tasks 1-{tasks}, {share} of their training images, memory {config.memory.words},"
         f" seed {config.seed}{counted}; {searched}"
     )

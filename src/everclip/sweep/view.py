@@ -67,6 +67,22 @@ class Follow:
             pass  # a torn line of a killed run
 
 
+class FollowSearch:
+    """Count a search's trials as they begin, and follow the last one."""
+
+    def __init__(self, search: Path) -> None:
+        self._search = search
+        self._trials: dict[Path, Follow] = {}
+
+    def look(self) -> str:
+        """Return the search's progress in words."""
+        for file in sorted(self._search.glob("*/config.toml"), key=lambda file: file.stat().st_mtime):
+            self._trials.setdefault(file.parent, Follow(file.parent))
+        if not self._trials:
+            return "starting"
+        return f"trial {len(self._trials)}, {[*self._trials.values()][-1].look()}"
+
+
 class View(Watcher):
     """Show a sweep on stderr. A context manager.
 
@@ -91,7 +107,7 @@ class View(Watcher):
         self._total, self._done, self._failed = total, done, failed
         self._seconds = {name: list(values) for name, values in seconds.items()}
         self._kind, self._ended = kind, ended
-        self._follow: dict[Work, Follow] = {}
+        self._follow: dict[Work, Follow | FollowSearch] = {}
         self._looked = 0.0
         self._slots = 1
         self._running: list[Child] = []
@@ -119,7 +135,8 @@ class View(Watcher):
 
     def started(self, child: Child) -> None:
         """Show that a run has started."""
-        self._follow[child.work] = Follow(child.work.path)
+        follow = FollowSearch if self._kind(child.work) == SEARCH else Follow
+        self._follow[child.work] = follow(child.work.path)
         if self._live is None:
             self.say(f"{child.work.name}: starts")
 
