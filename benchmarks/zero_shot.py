@@ -3,8 +3,8 @@
     EVERCLIP_DATA=FOLDER python -m benchmarks.zero_shot [--model lite] [--threads 2]
 
 FOLDER holds caltech50/, imagenet1k-sample/ and pacs128/, or the .tar files of those names. Prints a table;
-the last line is one JSON object. Two columns: the prompt ``a photo of a {}.`` alone, and the mean over ``{}``
-and ``a photo of a {}.``.
+the last line is one JSON object. Three columns: the prompt ``a photo of a {}.`` alone, the mean over ``{}`` and
+``a photo of a {}.``, and that over CLIP's 80 prompts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from open_clip import IMAGENET_CLASSNAMES
+from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -30,7 +30,11 @@ from everclip.data.pixels import FORMATS
 from everclip.models import zoo
 from everclip.models.clip import Clip
 
-TEMPLATES = {"photo": ("a photo of a {}.",), "both": ("{}", "a photo of a {}.")}
+TEMPLATES = {
+    "photo": ("a photo of a {}.",),
+    "both": ("{}", "a photo of a {}."),
+    "80": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
+}
 CALTECH, IMAGENET, PACS = "caltech50", "imagenet1k-sample", "pacs128"
 SIZES = ((IMAGENET, 224), (PACS, 128), (CALTECH, 224), (CALTECH, 128), (CALTECH, 96))
 
@@ -119,11 +123,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start, results = time.perf_counter(), []
-    print(f"{'set':18s} {'size':>4s} {'ways':>5s} {'images':>6s}  photo   both", flush=True)
+    print(f"{'set':18s} {'size':>4s} {'ways':>5s} {'images':>6s}  photo   both     80", flush=True)
     for row in rows(arguments.model):
         results.append(row)
         head = f"{row['set']:18s} {row['size']:4d} {row['ways']:5d} {row['images']:6d}"
-        print(f"{head} {100 * row['photo']:5.1f}% {100 * row['both']:5.1f}%", flush=True)
+        print(
+            f"{head} {100 * row['photo']:5.1f}% {100 * row['both']:5.1f}% {100 * row['80']:5.1f}%", flush=True
+        )
     summary = {
         "model": arguments.model,
         "torch": torch.__version__,

@@ -96,12 +96,15 @@ what the method of a resolved config computes."""
 def essence(config: Config) -> Config:
     """Return the config with ``CARRIED_OUT`` at its defaults: configs of equal essence describe the same run."""
     usual = Config()
-    update: dict[str, Any] = {key: getattr(usual, key) for key in CARRIED_OUT if "." not in key}
+    update: dict[str, Any] = {}
     for key in CARRIED_OUT:
-        section, dot, name = key.partition(".")
-        if dot:
-            own = update.get(section, getattr(config, section))
-            update[section] = own.model_copy(update={name: getattr(getattr(usual, section), name)})
+        section, _, name = key.partition(".")
+        value = getattr(usual, section)
+        if name:
+            value = update.get(section, getattr(config, section)).model_copy(
+                update={name: getattr(value, name)}
+            )
+        update[section] = value
     return config.model_copy(update=update)
 
 

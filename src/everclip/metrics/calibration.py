@@ -99,7 +99,9 @@ def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, 
         return HIGHEST
     if slope(high) <= 0:
         return LOWEST
-    from scipy.optimize import root_scalar  # half of what it takes to import scipy, for every command that trains
+    from scipy.optimize import (
+        root_scalar,
+    )  # half of what it takes to import scipy, for every command that trains
 
     return math.exp(-root_scalar(slope, bracket=(low, high), xtol=1e-13).root)
 
