@@ -99,9 +99,8 @@ def best_temperature(logits: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, 
         return HIGHEST
     if slope(high) <= 0:
         return LOWEST
-    from scipy.optimize import (
-        root_scalar,
-    )  # half of what it takes to import scipy, for every command that trains
+    # imported here, as it takes as long as numpy, and few commands calibrate
+    from scipy.optimize import root_scalar
 
     return math.exp(-root_scalar(slope, bracket=(low, high), xtol=1e-13).root)
 
