@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from everclip.export import Written
 from tests.cli.conftest import Say
 from tests.learned import coloured, held_out, learned, unlearned
 from tests.pictures import image_folder
@@ -41,6 +42,15 @@ def test_what_open_clip_alone_would_miss_is_said(head: Path, tmp_path: Path, say
     lines = err.splitlines()
     assert lines[0].startswith("note: open_clip loads only the towers, everclip the classifier too")
     assert lines[1].startswith("note: this model subtracts a mean from image features (center=true)")
+
+
+def test_a_note_with_a_strangers_name_is_shown_as_it_is(
+    run: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's name comes from the model's own config."""
+    written = Written({"everclip": 0.0}, ("open_clip asks the Hugging Face hub for a/b\x1b[31m",))
+    monkeypatch.setattr("everclip.export.export", lambda *_: written)
+    assert say("export", run, "-o", tmp_path / "m")[2].endswith("for a/b\\x1b[31m\n")
 
 
 def test_a_folder_is_evaluated_as_the_run_is(run: Path, head: Path, tmp_path: Path, say: Say) -> None:

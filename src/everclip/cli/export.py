@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
 from everclip.errors import UserError, check_choice
+from everclip.system.text import printable
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -97,7 +98,7 @@ def export(
         return 0
     print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
     for note in written.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     return 0
 
 
