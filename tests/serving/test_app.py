@@ -334,13 +334,14 @@ def _batched(run: Callable[[Sequence[Ask]], list[Result]], asks: Sequence[Ask]) 
     return asyncio.run(every())
 
 
-def test_batches_keep_the_order_and_outlive_an_error() -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_batches_keep_the_order_and_outlive_an_error(error: type[BaseException]) -> None:
     sizes = []
 
     def run(asks: Sequence[Ask]) -> list[Result]:
         sizes.append(len(asks))
         if len(sizes) == 2:
-            raise ValueError("ours")
+            raise error("ours")
         return [{"text": ask.content} for ask in asks]
 
     found = _batched(run, [Ask("embed", str(number)) for number in range(2 * batches.SIZE + 3)])
@@ -348,6 +349,24 @@ def test_batches_keep_the_order_and_outlive_an_error() -> None:
     assert found[: batches.SIZE] == [{"text": str(number)} for number in range(batches.SIZE)]
     assert all(isinstance(one, Refused) and one.status == 500 for one in found[batches.SIZE : -3])
     assert found[-3:] == [{"text": str(number)} for number in range(2 * batches.SIZE, 2 * batches.SIZE + 3)]
+
+
+def test_an_error_of_any_kind_costs_no_other_request_its_answer(
+    client: Client, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(answering, "answers", leave)
+    lines = list[str]()
+    assert client.current is not None
+    picture = (made / "red.png").read_bytes()
+    asks = [Ask("predict", picture), Ask("embed", picture)]
+    failed, answered = Answering(client.current, Limits().pixels, lines.append)(asks)
+    assert isinstance(failed, Refused)
+    assert (failed.status, "(SystemExit)" in failed.message) == (500, True)
+    assert not isinstance(answered, Refused)
+    assert lines == ["1 requests of /predict failed: SystemExit:"]
 
 
 def test_messages_name_no_folder() -> None:

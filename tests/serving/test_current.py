@@ -173,6 +173,60 @@ def test_what_was_asked_for_is_tried_until_it_succeeds(
     assert current.switches == 1
 
 
+def test_what_is_asked_for_meanwhile_is_done_at_the_next_look(
+    toy: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal may come while the folder is opened, and between reading the mark and clearing it."""
+
+    class Late(Current):
+        @property
+        def _asked(self) -> bool:
+            found = vars(self)["asked"]
+            if late:
+                late.pop()
+                self.ask()
+            return found
+
+        @_asked.setter
+        def _asked(self, value: bool) -> None:
+            vars(self)["asked"] = value
+
+    late = []
+    current = Late(Source(toy, ("cat", "dog")), lines.append)
+    late.append("between")
+    current.look()
+    current.look()
+    assert current.switches == 1
+    opening = module.open_model
+
+    def open_model(*arguments: object) -> object:
+        monkeypatch.undo()
+        current.ask()
+        return opening(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(module, "open_model", open_model)
+    current.ask()
+    current.look()
+    current.look()
+    current.look()
+    assert current.switches == 3
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+def test_whatever_opening_raises_the_version_in_use_stays(
+    here: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    current = Current(Source(str(here / "v1")), lines.append)
+
+    def leave(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "open_model", leave)
+    current.ask()
+    current.look()
+    assert (current.switches, current.error) == (0, f"{error.__name__}:")
+
+
 def test_a_log_that_cannot_be_written_ends_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EVERY", 0.05)
     link("v1", here / "current")

@@ -93,7 +93,9 @@ class Answering:
     def _group(self, served: Served, kind: Kind, asks: Sequence[Ask]) -> list[Result]:
         try:
             found = self._ways[kind](served, asks)
-        except Exception as error:  # a broken shard, no memory, our own bug: the next batch may be fine
+        except (
+            BaseException
+        ) as error:  # a broken shard, no memory, SystemExit of a plug-in: the next may be fine
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
             with suppress(Exception):  # a log that cannot be written costs no other answer of the batch
                 self._say(f"{len(asks)} requests of /{kind} failed: {printable(words)}")

@@ -46,12 +46,17 @@ class Batches:
                     await asyncio.sleep(WAIT)
                 while len(batch) < SIZE and not self._queue.empty():
                     batch.append(self._queue.get_nowait())
-                try:
-                    results = await loop.run_in_executor(self._thread, self._run, [ask for ask, _ in batch])
-                except Exception as error:  # our own bug: tell those who wait, and go on
-                    results = [Refused(500, f"internal error ({type(error).__name__})")] * len(batch)
+                results = await loop.run_in_executor(self._thread, self._results, [ask for ask, _ in batch])
                 for (_, future), result in zip(batch, results, strict=True):
                     if not future.done():  # of a request that was cancelled
                         future.set_result(result)
         finally:
             self._thread.shutdown(wait=False)
+
+    def _results(self, asks: Sequence[Ask]) -> list[Result]:
+        try:
+            return self._run(asks)
+        except (
+            BaseException
+        ) as error:  # our own bug, or SystemExit of a plug-in: tell those who wait, and go on
+            return [Refused(500, f"internal error ({type(error).__name__})")] * len(asks)

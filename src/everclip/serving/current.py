@@ -242,7 +242,9 @@ class Current:
 
     def look(self) -> None:
         """Switch to the version that the folder holds, if it is another one or ``ask`` was called."""
-        asked, self._asked = self._asked, False
+        asked = self._asked
+        if asked:  # else a call of ``ask`` between these two lines would be lost
+            self._asked = False
         self._owed |= asked  # until it is opened, however often that fails
         found: str | None = None
         try:
@@ -254,7 +256,9 @@ class Current:
             if not asked and found == failed and time.monotonic() < until:
                 return
             new = self._source.open()
-        except Exception as error:  # whatever a damaged folder raises, the version in use stays
+        except (
+            BaseException
+        ) as error:  # whatever a damaged folder or a plug-in raises, the version in use stays
             self._keep(found, error)
             return
         self.now, self.error, self._failed, self._owed = new, "", (None, 0.0), False
@@ -263,7 +267,7 @@ class Current:
         if new.unfit:
             self._say(f"/search is off: {printable(new.unfit)}")
 
-    def _keep(self, found: str | None, error: Exception) -> None:
+    def _keep(self, found: str | None, error: BaseException) -> None:
         """Note why the version in use stays."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         words = without_folders(reason, *self._source.paths)
