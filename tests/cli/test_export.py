@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from everclip.export import Written
+from everclip.export.shared.quantised import Dropped
 from tests.cli.conftest import Say
 from tests.learned import coloured, held_out, learned, unlearned
 from tests.pictures import image_folder
@@ -51,6 +52,21 @@ def test_a_note_with_a_strangers_name_is_shown_as_it_is(
     written = Written({"everclip": 0.0}, ("open_clip asks the Hugging Face hub for a/b\x1b[31m",))
     monkeypatch.setattr("everclip.export.export", lambda *_: written)
     assert say("export", run, "-o", tmp_path / "m")[2].endswith("for a/b\\x1b[31m\n")
+
+
+def test_a_gate_that_is_not_met_has_the_same_keys(
+    run: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(say("export", run, "-o", tmp_path / "m", "--json")[1])
+
+    def dropped(*_: object) -> None:
+        raise Dropped({"drop": 2.0}, "int8: 2 points lost")
+
+    monkeypatch.setattr("everclip.export.export", dropped)
+    code, out, err = say("export", run, "-o", tmp_path / "n", "--json")
+    wanted = {"out": None, "checked": {"int8": {"drop": 2.0}}, "notes": []}
+    assert (code, json.loads(out), list(json.loads(out))) == (3, whole | wanted, list(whole))
+    assert err == "gate not met: int8: 2 points lost; nothing was written\n"
 
 
 def test_a_folder_is_evaluated_as_the_run_is(run: Path, head: Path, tmp_path: Path, say: Say) -> None:

@@ -17,8 +17,13 @@ from everclip.export.shared import card, licences
 from everclip.inference.model import open_model, zero_shot
 from everclip.models import zoo
 from everclip.system.reading import MIB
+from tests.cli.conftest import Say, say
+from tests.data.captioned import pairs
 from tests.learned import learned
+from tests.running import run
 from tests.versions import COLD, WARM, begin, colours, first, updated, written
+
+__all__ = ["say"]
 
 ODD = [
     "<script>alert(1)</script>", "[a](https://example.org)", "a | b", "**bold** `code` # no", "https://example.org/x",
@@ -77,20 +82,38 @@ def test_a_version_tells_what_its_verdict_measured(toy: str, tmp_path: Path) -> 
 
 
 def test_a_run_tells_what_its_results_say(toy: str, photos: str, tmp_path: Path) -> None:
-    run = learned(tmp_path / "run", toy, photos, "method=ncm")
-    results = json.loads((run / "results.json").read_text())
-    export(open_model(str(run)), "open-clip", str(tmp_path / "m"), drawn(32))
+    out = learned(tmp_path / "run", toy, photos, "method=ncm")
+    results = json.loads((out / "results.json").read_text())
+    export(open_model(str(out)), "open-clip", str(tmp_path / "m"), drawn(32))
     _, text = parsed(tmp_path / "m")
     assert f"| all classes, after the last task | {100 * results['last']:.1f} |" in text
     assert f"| forgetting, in percentage points | {100 * results['forgetting']:.1f} |" in text
     assert "`method.pt` has what the method computed" in text
     assert "| pictures that were learned \\(imagefolder\\) | not stated |" in text
-    card.write(open_model(str(run)).among(["red", "blue"]), "onnx", tmp_path, Written())
+    card.write(open_model(str(out)).among(["red", "blue"]), "onnx", tmp_path, Written())
     assert "| all classes | not measured |" in parsed(tmp_path)[1]  # of these two nobody measured any
-    (run / "results.json").write_text('{"last": "<b>"}')  # a stranger's
+    (out / "results.json").write_text('{"last": "<b>"}')  # a stranger's
     assert card.FILE == "README.md"
-    export(open_model(str(run)), "open-clip", str(tmp_path / "n"), drawn(32))
+    export(open_model(str(out)), "open-clip", str(tmp_path / "n"), drawn(32))
     assert "| all classes | not measured |" in parsed(tmp_path / "n")[1]
+
+
+def test_a_run_on_captions_tells_what_its_searches_found(toy: str, tmp_path: Path, say: Say) -> None:
+    """It has no classes, and its results no accuracy of any."""
+    data, words = f"data=csv:{pairs(tmp_path)}", ("scenario.kind=data-incremental", "method=clip")
+    results = run(tmp_path / "run", data, f"model={toy}", *words)
+    code, out, _ = say("export", tmp_path / "run", "-o", tmp_path / "m")
+    assert (code, out.partition(";")[0]) == (0, f"{tmp_path}/m: open-clip, learned from captions")
+    _, text = parsed(tmp_path / "m")
+    assert "# A CLIP model that has learned images with captions\n" in text
+    assert "`everclip predict local-dir:FOLDER --classes FILE PICTURE...`" in text
+    found = 100 * results["image_to_text_recall_at_1"]
+    assert f"| captions found by an image, recall@1 | {found:.1f} |" in text
+    assert f"after the last task | {100 * results['last']:.1f} |" in text
+    for word in ("classifier of", "accuracy", "Accuracy", "## Classes"):
+        assert word not in text
+    assert json.loads(say("export", tmp_path / "m", "-o", tmp_path / "n", "--json")[1])["classes"] == 0
+    assert "recall@1 | not measured |" in parsed(tmp_path / "n")[1]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
 from everclip.errors import UserError, check_choice
+from everclip.runs.words import several
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -84,19 +85,21 @@ def export(
 
     most = MAX_DROP if chosen.max_drop is None else chosen.max_drop
     int8 = samples(opened, kept, (chosen.calibrate, check), most) if chosen.int8 else None
+    captioned = opened.plan is not None and opened.plan.data.captioned
+    count = 0 if captioned else len(opened.labels)
+    result = {"model": model, "format": format, "out": None, "classes": count}
     try:
         written = write(opened, format, out, pictures, More(chosen.encoders == "separate", int8))
     except Dropped as error:
         if json:
-            print_json({"model": model, "format": format, "out": None, "checked": {"int8": error.lost}})
+            print_json(result | {"checked": {"int8": error.lost}, "notes": []})
         print(f"gate not met: {error}; nothing was written", file=sys.stderr)
         return 3
-    result = {"model": model, "format": format, "out": out, "classes": len(opened.labels)}
-    result |= {"checked": written.checked, "notes": list(written.notes)}
     if json:
-        print_json(result)
+        print_json(result | {"out": out, "checked": written.checked, "notes": list(written.notes)})
         return 0
-    print(f"{out}: {format}, {len(opened.labels)} classes{_told(written.checked)}")
+    learned = "learned from captions" if captioned else several(count, "class")
+    print(f"{out}: {format}, {learned}{_told(written.checked)}")
     for note in written.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     return 0

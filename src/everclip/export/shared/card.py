@@ -23,6 +23,7 @@ from everclip.runs import card as cards
 from everclip.runs.card import METHOD_FILE
 from everclip.runs.schema import LEAST, MOST_CLASSES
 from everclip.runs.schema import load as load_results
+from everclip.runs.words import several
 from everclip.system.kinds import COUNT, SHARE, listed, or_null, table, text
 from everclip.system.reading import Unreadable, read_json
 from everclip.system.text import printable
@@ -39,12 +40,21 @@ _TEST = table(
     dict.fromkeys(("accuracy", "old_before", "old_after", "new_after", "before", "after"), _SHARE)
     | {"per_class": listed(_ROW, MOST_CLASSES)},
 )
+_RECALLS = {
+    "captions found by an image, recall@1": "image_to_text_recall_at_1",
+    "images found by a caption, recall@1": "text_to_image_recall_at_1",
+    "mean of both, each task searched alone, after the last task": "last",
+    "forgetting of that mean, in percentage points": "forgetting",
+}
+"""Rows of a run on images with captions, and their keys in results.json."""
 _LIBRARY = {"onnx": "onnx", "open-clip": "open_clip", "hf": "transformers"}
 _USE = {
     "onnx": "`python example.py PICTURE...` needs numpy, Pillow and onnxruntime; `preprocess.json` says how a picture"
     " becomes the input, `labels.json` has the classes.",
     "open-clip": '`open_clip.create_model_from_pretrained("local-dir:FOLDER")`, or'
     " `everclip predict FOLDER PICTURE...`.",
+    "captions": '`open_clip.create_model_from_pretrained("local-dir:FOLDER")`, or'
+    " `everclip predict local-dir:FOLDER --classes FILE PICTURE...` for classes of your own.",
     "hf": "`python example.py PICTURE...` needs transformers, torch and Pillow; `classes.json` has the classes and"
     " their prompts, `class_embeddings.safetensors` their embeddings.",
 }
@@ -69,11 +79,18 @@ def write(model: Deployed, form: str, folder: Path, written: Written) -> None:
     }
     yaml = [f"{key}: {json.dumps(value)}" for key, value in head.items()]  # JSON is YAML
     measured = _measured(model)
+    if model.plan is not None and model.plan.data.captioned:
+        title, use = "A CLIP model that has learned images with captions", _USE["captions"]
+        rows = [f"| {name} | {_percent(measured.get(key))} |" for name, key in _RECALLS.items()]
+        found = ["## Retrieval", "", "| search | % |", "|---|---|", *rows, ""]
+    else:
+        title, use = f"A classifier of {several(len(model.names), 'class')}", _USE[form]
+        found = ["## Accuracy", "", *_accuracy(measured, written.checked.get("int8")), ""]
+        found += ["## Classes", "", *_classes(model.names, measured.get("per_class", ())), ""]
     parts = [
-        ["---", *yaml, "---", "", f"# A classifier of {len(model.names)} classes", ""],
-        [f"Exported by everclip {__version__} with `--format {form}`. {_USE[form]}", ""],
-        ["## Accuracy", "", *_accuracy(measured, written.checked.get("int8")), ""],
-        ["## Classes", "", *_classes(model.names, measured.get("per_class", ())), ""],
+        ["---", *yaml, "---", "", f"# {title}", ""],
+        [f"Exported by everclip {__version__} with `--format {form}`. {use}", ""],
+        found,
         ["## Pictures", "", *_pictures(model, folder), ""],
         [
             "## Licences",
@@ -82,7 +99,7 @@ def write(model: Deployed, form: str, folder: Path, written: Written) -> None:
             "",
         ],
         ["| part | licence |", "|---|---|"],
-        [f"| {plain(part)} | {plain(found or 'not stated')} |" for part, found in stated],
+        [f"| {plain(part)} | {plain(licence or 'not stated')} |" for part, licence in stated],
     ]
     lines = [line for part in parts for line in part]
     (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
