@@ -136,6 +136,8 @@ def test_bad_input_is_one_line(toy: str, pictures: Path, tmp_path: Path, say: Sa
         ((tmp_path / "t", "lost.jpg"), "lost.jpg does not exist: give an existing picture, or a text"),
         ((tmp_path / "t", "a dog", "-k", "0"), "-k is 0: use a whole number from 1 to 1000000"),
         ((tmp_path / "t",), "everclip search needs a query"),
+        ((tmp_path / "t", "--modle", toy, "a dog"), "Unknown option: --modle. Did you mean --model?"),
+        ((tmp_path / "t", "--", "--lost.jpg"), "--lost.jpg does not exist"),
         (
             (tmp_path / "t", "a dog"),
             f"or give the model of {tmp_path / 't'} as --model MODEL",

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from everclip.cli._options import Classes, Json, Model, Out
 from everclip.cli._output import print_json
 from everclip.errors import UserError, check_choice
-from everclip.runs.words import several
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ def export(
         raise UserError(f"{model} takes features, which no format has: open it with everclip.Learner")
     pictures = drawn(opened.clip.image_size) if check is None else _images(opened, check)
     from everclip.export.shared.quantised import Dropped, samples
+    from everclip.runs.words import several
 
     most = MAX_DROP if chosen.max_drop is None else chosen.max_drop
     int8 = samples(opened, kept, (chosen.calibrate, check), most) if chosen.int8 else None

@@ -14,7 +14,7 @@ from everclip.system.text import json_text, printable
 
 def search(
     vectors: str,
-    *queries: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *queries: str,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     model: str | None = None,
     json: Json = False,
