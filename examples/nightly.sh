@@ -8,6 +8,7 @@
 # 3 old classes would lose more than MAX_DROP points (1). After any code but 0, current is unchanged. If the script is
 # killed at any moment, the next night continues.
 set -u
+[ $# = 1 ] || [ $# = 2 ] || { echo "usage: nightly.sh FOLDER [MAX_DROP]" >&2; exit 2; }
 cd "$1" || exit 2
 [ -L current ] || { echo "$PWD/current is not a link to a version: make one, ln -s v1 current" >&2; exit 2; }
 mkdir -p new learned
@@ -15,10 +16,12 @@ mkdir -p new learned
 if [ -d learning ] && [ -s learning.to ] && [ "$(readlink current)" = "$(cat learning.to)" ]; then
     mv learning "learned/$(readlink current)"   # killed right after the switch
 fi
+no_empty() { find learning -type d -empty -delete; }   # everclip refuses a class without a picture
+[ ! -d learning ] || no_empty
 if [ ! -d learning ]; then                      # else: what the last night could not learn
-    [ -n "$(ls new)" ] || { echo "nothing new"; exit 0; }
+    [ -n "$(find new ! -type d ! -name '.*')" ] || { echo "nothing new"; exit 0; }
     rm -f learning.to                           # left by an earlier night
-    mv new learning && mkdir new
+    mv new learning && mkdir new && no_empty
 fi
 
 everclip data check imagefolder:learning --exact --json > check.json

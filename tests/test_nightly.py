@@ -47,6 +47,34 @@ def test_without_a_version_in_use_nothing_is_moved(current: str | None, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"]])
+def test_a_usage_error_is_bad_input(words: list[str]) -> None:
+    done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "usage: nightly.sh FOLDER [MAX_DROP]\n")
+
+
+def test_a_class_folder_without_a_picture_is_left_out(tmp_path: Path) -> None:
+    """One that has just been made, and one whose broken pictures were removed."""
+    (tmp_path / "everclip").write_text("#!/bin/sh\n")
+    (tmp_path / "everclip").chmod(0o755)
+    (tmp_path / "current").symlink_to("v1")
+    new, learning = tmp_path / "new", tmp_path / "learning"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for filled, line in (("", "nothing new"), ("learning", "nothing new"), ("red", "current is v1")):
+        (new / "blue").mkdir(parents=True, exist_ok=True)
+        if filled == "red":
+            (new / "red").mkdir()
+            (new / "red" / "1.jpg").touch()
+        if filled == "learning":
+            (learning / "green").mkdir(parents=True)
+        done = subprocess.run(
+            [SCRIPT, tmp_path], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, f"{line}\n")
+        assert not learning.exists()
+    assert [path.name for path in (tmp_path / "learned" / "v1").iterdir()] == ["red"]
+
+
 def test_the_job_runs_the_script() -> None:
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     (job,) = yaml.safe_load(text)["jobs"].values()
