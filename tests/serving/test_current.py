@@ -275,12 +275,21 @@ def test_embeddings_keep_their_own_ids(here: Path, made: Path, serving: Serving)
         assert main(["embed", "v1", "cold", "-o", str(here / "others")]) == 0
     link("vectors", here / "linked")
     query = (here / "red.png").read_bytes()
+
+    def replaced() -> None:
+        shutil.rmtree(here / "vectors")
+        shutil.copytree(here / "others", here / "vectors")
+
     with serving(here / "v1", here / "linked") as client:
         link("others", here / "linked")
         before = client.ask("/search?k=3", query)
         assert (before[0], {one["id"].split("/")[0] for one in before[1]["found"]}) == (200, {"warm"})
-        shutil.rmtree(here / "vectors")
-        shutil.copytree(here / "others", here / "vectors")
+        replaced()
+        assert client.ask("/search?k=3", query) == before, "ids are read once"
+    shutil.rmtree(here / "vectors")
+    shutil.copytree(made / "vectors", here / "vectors")
+    with serving(here / "v1", here / "vectors") as client:
+        replaced()
         assert client.ask("/search?k=3", query)[0] == 500
         assert "000000.json is not what was written, or was replaced since: open" in client.lines[-1]
         assert client.current is not None

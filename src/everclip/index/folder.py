@@ -112,7 +112,8 @@ class Listed:
 class Vectors:
     """The embeddings in a folder, none of them in memory.
 
-    Once ``blocks`` are mapped they stay what they are, whatever becomes of the folder; ids are read when asked for.
+    Once ``blocks`` are mapped they stay what they are, whatever becomes of the folder; the ids of a shard are read, and
+    kept in memory, when one of them is asked for first.
     """
 
     path: Path
@@ -149,14 +150,17 @@ class Vectors:
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some embeddings, numbered over all shards. Raises UserError as ``listed``."""
-        found: dict[str, Sequence[str]] = {}
         names = []
         for row in rows:
             shard = self.shards[int(np.searchsorted(self._ends, row, side="right"))]
-            if shard.name not in found:
-                found[shard.name] = self.listed(shard).ids
-            names.append(found[shard.name][row - shard.first])
+            if shard.name not in self._ids:
+                self._ids[shard.name] = self.listed(shard).ids
+            names.append(self._ids[shard.name][row - shard.first])
         return names
+
+    @cached_property
+    def _ids(self) -> dict[str, Sequence[str]]:
+        return {}
 
     @cached_property
     def _ends(self) -> list[int]:
