@@ -109,7 +109,7 @@ def test_a_query_of_another_encoder_is_refused(toy: str, pictures: Path, tmp_pat
     code, out, err = say("search", tmp_path / "v", "a dog", "--model", other)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"is not the encoder of {tmp_path / 'v'} (" in err
-    assert f"give that one as --model, or embed again with everclip embed {other}" in err
+    assert f"use the model that made them, or embed again with everclip embed {other}" in err
     everclip.Learner(toy, progress=False)
     table = json.loads((tmp_path / "v" / "table.json").read_text())
     assert say("search", tmp_path / "v", "a dog", "--model", table["model"])[0] == 0

@@ -254,10 +254,9 @@ def test_limits(made: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch) -
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
         raw = head + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + chunks
         assert b"the body has more than" in client.send(raw)
-        assert client.ask("/search", body) == (
-            503,
-            {"error": "the server has no embeddings: start it with --vectors DIR"},
-        )
+        status, answer, headers = client.whole("/search", body)
+        assert answer == {"error": "the server has no embeddings: start it with --vectors DIR"}
+        assert (status, "retry-after" in headers) == (503, False), "a second later it has none either"
         slow = threading.Thread(target=_send_half, args=(client.port, head, answers := []))
         slow.start()
         while client.ask("/health")[1]["waiting"] == 0:
@@ -265,7 +264,7 @@ def test_limits(made: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch) -
             time.sleep(0.01)
         status, answer, headers = client.whole("/predict", body)
         assert (status, headers["retry-after"]) == (503, "1")
-        assert "1 requests are waiting" in answer["error"]
+        assert "too busy (1 request waiting)" in answer["error"]
         slow.join()
         assert b" 408 " in answers[0]
         assert client.ask("/predict", body)[0] == 200
@@ -366,7 +365,7 @@ def test_an_error_of_any_kind_costs_no_other_request_its_answer(
     assert isinstance(failed, Refused)
     assert (failed.status, "(SystemExit)" in failed.message) == (500, True)
     assert not isinstance(answered, Refused)
-    assert lines == ["1 requests of /predict failed: SystemExit:"]
+    assert lines == ["1 request of /predict failed: SystemExit:"]
 
 
 def test_messages_name_no_folder() -> None:

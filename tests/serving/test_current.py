@@ -22,6 +22,7 @@ from everclip.serving.answering import Answering, Ask
 from everclip.serving.current import Current, Source
 from everclip.serving.limits import Limits, Refused
 from everclip.updating.versions import rollback
+from tests.learned import learned
 from tests.serving.client import Client
 from tests.serving.conftest import Serving
 from tests.toy import toy_clip
@@ -54,6 +55,11 @@ def test_a_link_is_followed_forwards_and_back(here: Path, lines: list[str]) -> N
     assert current.now.label == first.label
     assert current.switches == 2
     assert [line.split(",")[0] for line in lines] == ["serving v2 (version 2", "serving v1 (version 1"]
+
+
+def test_the_folder_of_the_shell_has_a_name(toy: str, photos: str, tmp_path: Path, lines: list[str]) -> None:
+    with chdir(learned(tmp_path / "run", toy, photos, "method=ncm")):
+        assert Current(Source("."), lines.append).now.name == "run"
 
 
 def test_a_rollback_is_followed(here: Path, lines: list[str]) -> None:
@@ -267,6 +273,16 @@ def test_embeddings_of_another_encoder(here: Path, lines: list[str], tmp_path: P
     assert current.now.asking is None
     assert "vectors does not exist" in current.now.unfit
     assert lines[1].startswith("/search is off: ")
+
+
+def test_embeddings_of_pictures_of_another_size(
+    toy: str, made: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    """``/search`` prepares queries as the embedded pictures were, whatever size the model classifies."""
+    assert main(["embed", toy, str(made / "warm"), "-o", str(tmp_path / "v"), "--image-size", "64"]) == 0
+    now = Current(Source(toy, ("cat", "dog"), str(tmp_path / "v")), lines.append).now
+    assert now.asking is not None
+    assert (now.model.clip.image_size, now.own.clip.image_size, now.asking.clip.image_size) == (32, 32, 64)
 
 
 def test_embeddings_keep_their_own_ids(here: Path, made: Path, serving: Serving) -> None:

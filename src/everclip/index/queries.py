@@ -118,8 +118,8 @@ def fitting(vectors: Vectors, clip: Clip, spec: str) -> Asker:
             raise UserError(f"the map {_file_of(spec)} takes embeddings {widths}: use another copy of {spec}")
         return Asker(clip, mapped)
     raise UserError(
-        f"{spec} (fingerprint {marks[0][:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): give that"
-        f" one as --model, or embed again with everclip embed {spec}"
+        f"{spec} (fingerprint {marks[0][:12]}) is not the encoder of {vectors.path} ({wanted[:12]}): use the"
+        f" model that made them, or embed again with everclip embed {spec}"
     )
 
 

@@ -20,6 +20,7 @@ from everclip.index.queries import Asker
 from everclip.index.search import nearest
 from everclip.inference.predict import answers, as_dict
 from everclip.inference.unknown import threshold
+from everclip.runs.words import several
 from everclip.serving.current import Current, Say, Served
 from everclip.serving.limits import MEGA, Refused, without_folders
 from everclip.system.text import printable
@@ -98,7 +99,7 @@ class Answering:
         ) as error:  # a broken shard, no memory, SystemExit of a plug-in: the next may be fine
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
             with suppress(Exception):  # a log that cannot be written costs no other answer of the batch
-                self._say(f"{len(asks)} requests of /{kind} failed: {printable(words)}")
+                self._say(f"{several(len(asks), 'request')} of /{kind} failed: {printable(words)}")
             failed = Refused(500, f"/{kind} failed ({type(error).__name__}): see the server's log")
             return [failed] * len(asks)
         return [one if isinstance(one, Refused) else one | served.label for one in found]

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from everclip.errors import shown, suggest
+from everclip.runs.words import several
 from everclip.serving.answering import Answering, Ask, Json, Kind
 from everclip.serving.batches import Batches
 from everclip.serving.current import Current, Say
@@ -112,7 +113,8 @@ class Service:
     async def ask(self, request: Request) -> Response:
         """Answer a picture or a text. Raises Refused."""
         if self._inside >= self._limits.waiting:
-            raise Refused(503, f"{self._inside} requests are waiting: try again in a second")
+            waiting = several(self._inside, "request")
+            raise Refused(503, f"too busy ({waiting} waiting): try again in a second", again=True)
         self._inside += 1
         try:
             result = await self._batches.ask(await self._asked(request))
@@ -197,7 +199,7 @@ def _text(body: bytes) -> str:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    again = {"Retry-After": "1"} if error.status == 503 else {}
+    again = {"Retry-After": "1"} if error.again else {}
     return answer({"error": error.message}, error.status, again)
 
 

@@ -23,7 +23,7 @@ from everclip.errors import UserError
 from everclip.index import folder as vectors_folder
 from everclip.index.encoder import fingerprint
 from everclip.index.folder import Vectors
-from everclip.index.queries import Asker, fitting
+from everclip.index.queries import Asker, asker, fitting
 from everclip.inference.learned import RECORD, is_version
 from everclip.inference.model import LOCAL, Deployed, open_model
 from everclip.inference.predict import answers
@@ -142,7 +142,7 @@ class Source:
             raise UserError(f"{self.spec} changes while it is opened: wait until nothing writes it")
         own = model.encoder.alone()
         served = Served(
-            place.name if before else Path(self.spec).name,
+            place.name if place.exists() else Path(self.spec).name,
             model,
             before,
             number,
@@ -168,7 +168,10 @@ class Source:
             if not vectors.blocks:
                 raise UserError(f"{self.vectors} has no embeddings yet: make some with everclip embed")
             spec = str(place) if served.identity else self.spec
-            return replace(served, vectors=vectors, asking=fitting(vectors, served.own.clip, spec))
+            clip, size = served.own.clip, vectors.table.image_size
+            same = size in (None, clip.image_size)  # else another encoder, as for everclip search
+            asking = fitting(vectors, clip, spec) if same else asker(vectors, spec)
+            return replace(served, vectors=vectors, asking=asking)
         except UserError as error:
             if strict:
                 raise

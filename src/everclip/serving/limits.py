@@ -41,11 +41,12 @@ class Refused(Exception):
     Attributes:
         status: the HTTP status.
         message: one line, without a path of this machine.
+        again: whether the same request may succeed in a second.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, again: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.again = status, again
         self.message = printable(" ".join(message.split()))
 
 
