@@ -7,8 +7,10 @@ import json
 import logging
 import re
 import sqlite3
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,6 +125,41 @@ def test_mlflow(tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytes
     assert parameters["method"] == "gdro"
     term = next(iter(next(event for event in events if event["event"] == "step")["loss"]))
     assert {step for step, _ in rows} == {step for step, _ in losses(events, term)}
+
+
+def test_a_run_in_mlflow_has_all_parameters_or_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed after the first 100 of 150, the most that MLflow takes at a time."""
+    logged: dict[str, list[str]] = {}
+
+    class Client:
+        def __init__(self, _: str) -> None: ...
+
+        def get_experiment_by_name(self, _: str) -> SimpleNamespace:
+            return SimpleNamespace(experiment_id="0")
+
+        def create_run(self, _: str, run_name: str) -> SimpleNamespace:
+            name = f"{run_name}{len(logged)}"
+            logged[name] = []
+            return SimpleNamespace(info=SimpleNamespace(run_id=name))
+
+        def log_batch(self, name: str, *, params: list[tuple[str, str]]) -> None:
+            assert len(params) <= 100
+            if logged[name] and len(logged) == 1:
+                raise KeyboardInterrupt
+            logged[name] += [key for key, _ in params]
+
+    entities = SimpleNamespace(Param=lambda key, value: (key, value))
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr("everclip.trackers.mlflow.settings", lambda _: {f"key{n}": n for n in range(150)})
+    made = trackers.tracker_class("mlflow")
+    with pytest.raises(KeyboardInterrupt):
+        made(made.Config(), Config(), tmp_path)
+    for _ in range(2):
+        made(made.Config(), Config(), tmp_path)
+    assert [len(keys) for keys in logged.values()] == [100, 150]
 
 
 def written(path: Path) -> list[Path]:

@@ -36,6 +36,7 @@ class MLflow(Numbers):
     def __init__(self, config: Any, run: Config, path: Path) -> None:
         super().__init__(config, run, path)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         store = path.resolve().parent
         with FileLock(store / ".mlflow.lock"):  # the first one makes the tables
@@ -44,10 +45,14 @@ class MLflow(Numbers):
             known = self._client.get_experiment_by_name(config.experiment)
             home = known.experiment_id if known else self._client.create_experiment(config.experiment)
         kept = path / _KEPT
-        if not kept.exists():
-            kept.write_text(self._client.create_run(home, run_name=path.name).info.run_id, encoding="utf-8")
-            for key, value in settings(run).items():
-                self._client.log_param(kept.read_text(encoding="utf-8"), key, str(value)[:500])
+        if (
+            not kept.exists()
+        ):  # written last: what a killed process has left is begun anew, with all parameters
+            made = self._client.create_run(home, run_name=path.name).info.run_id
+            params = [Param(key, str(value)[:500]) for key, value in settings(run).items()]
+            for first in range(0, len(params), 100):  # the most that one call takes
+                self._client.log_batch(made, params=params[first : first + 100])
+            kept.write_text(made, encoding="utf-8")
         self._run = kept.read_text(encoding="utf-8")
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
