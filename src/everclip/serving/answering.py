@@ -96,7 +96,7 @@ class Answering:
             found = self._ways[kind](served, asks)
         except (
             BaseException
-        ) as error:  # a broken shard, no memory, SystemExit of a plug-in: the next may be fine
+        ) as error:  # a broken shard, no memory, SystemExit of a plug-in: others may be fine
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
             with suppress(Exception):  # a log that cannot be written costs no other answer of the batch
                 self._say(f"{several(len(asks), 'request')} of /{kind} failed: {printable(words)}")

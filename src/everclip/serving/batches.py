@@ -56,7 +56,5 @@ class Batches:
     def _results(self, asks: Sequence[Ask]) -> list[Result]:
         try:
             return self._run(asks)
-        except (
-            BaseException
-        ) as error:  # our own bug, or SystemExit of a plug-in: tell those who wait, and go on
+        except BaseException as error:  # our own bug, or SystemExit of a plug-in: tell those who wait
             return [Refused(500, f"internal error ({type(error).__name__})")] * len(asks)

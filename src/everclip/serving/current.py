@@ -259,9 +259,7 @@ class Current:
             if not asked and found == failed and time.monotonic() < until:
                 return
             new = self._source.open()
-        except (
-            BaseException
-        ) as error:  # whatever a damaged folder or a plug-in raises, the version in use stays
+        except BaseException as error:  # whatever a damaged folder raises, the version in use stays
             self._keep(found, error)
             return
         self.now, self.error, self._failed, self._owed = new, "", (None, 0.0), False

@@ -45,9 +45,7 @@ class MLflow(Numbers):
             known = self._client.get_experiment_by_name(config.experiment)
             home = known.experiment_id if known else self._client.create_experiment(config.experiment)
         kept = path / _KEPT
-        if (
-            not kept.exists()
-        ):  # written last: what a killed process has left is begun anew, with all parameters
+        if not kept.exists():  # it is written last, so that a killed process leaves no run without parameters
             made = self._client.create_run(home, run_name=path.name).info.run_id
             params = [Param(key, str(value)[:500]) for key, value in settings(run).items()]
             for first in range(0, len(params), 100):  # the most that one call takes
