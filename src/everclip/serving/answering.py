@@ -94,9 +94,7 @@ class Answering:
     def _group(self, served: Served, kind: Kind, asks: Sequence[Ask]) -> list[Result]:
         try:
             found = self._ways[kind](served, asks)
-        except (
-            BaseException
-        ) as error:  # a broken shard, no memory, SystemExit of a plug-in: others may be fine
+        except BaseException as error:  # a broken shard, no memory, a plug-in that exits
             words = " ".join((memory_words(error) or f"{type(error).__name__}: {error}").split())
             with suppress(Exception):  # a log that cannot be written costs no other answer of the batch
                 self._say(f"{several(len(asks), 'request')} of /{kind} failed: {printable(words)}")
