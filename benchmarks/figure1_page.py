@@ -58,7 +58,7 @@ COMPARED = {
 
 def runs_of(kept: Path) -> dict[str, list[RunData]]:
     """The finished runs of each set that has any; some memory sizes, and some methods, have folders of their own."""
-    parts = ("-0", "-1", "", "-layup", "-joint", "-joint-linear", "-ours")
+    parts = ("-0", "-1", "", "-large", "-layup", "-joint", "-joint-linear", "-ours")
     found = {
         name: [run for part in parts for run in read(kept / "runs" / f"{name}{part}")]
         for name, _, _ in PANELS
