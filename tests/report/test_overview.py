@@ -6,10 +6,12 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from everclip.metrics.stats import interval
@@ -301,17 +303,65 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"s{seed}", seed=seed, tasks=2, per_task=3, steps=6)
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
-    assert "2 finished runs did not record the labels of their classes" in page.text
+    assert "No confusions: 2 finished runs did not record the labels of classes" in page.text
     assert "2 runs of 2 left no predictions.npz" in page.text
     write_run(tmp_path / "s0", seed=0, tasks=2, per_task=3, steps=6, answers=True)
     with open(tmp_path / "s0" / "predictions.npz", "rb") as file:
-        import numpy as np
-
         kept = {key: value for key, value in np.load(file).items() if key != "confidence"}
     np.savez(tmp_path / "s0" / "predictions.npz", **kept)
     page = Page(build([tmp_path], tmp_path / "r.html").read_text())
     assert "1 run of 2 recorded no probabilities: calibration is unknown." in page.text
+    assert "It recorded no probabilities: calibration is unknown." in page.text
     assert "Accuracy of the most confident answers" in page.text
+
+
+def without_predictions(folder: Path, _: dict[str, Any]) -> None:
+    (folder / "predictions.npz").unlink()
+
+
+def without_labels(folder: Path, results: dict[str, Any]) -> None:
+    del results["class_labels"]
+
+
+def without_mistakes(folder: Path, _: dict[str, Any]) -> None:
+    with np.load(folder / "predictions.npz") as file:
+        kept = dict(file)
+    kept["top"][:, 0] = kept["label"]
+    np.savez(folder / "predictions.npz", **kept)
+
+
+def with_captions(folder: Path, results: dict[str, Any]) -> None:
+    without_predictions(folder, results)
+    way = {"recall_at_1": 0.5, "recall_at_5": 1.0, "recall_at_10": 1.0, "median_rank": 1.0}
+    found = {"images": 3, "captions": 3, "image_to_text": way, "text_to_image": way}
+    parts = {"tasks": [found] * len(results["tasks"]), "together": found}
+    results["retrieval"] = {"zero_shot": parts, "after_stage": [parts]}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without_predictions, "left no predictions.npz that can be read"),
+        (without_labels, "did not record the labels of classes (class_labels in results.json)"),
+        (without_mistakes, "classified every test image correctly"),
+        (with_captions, "learned captions, in place of classes"),
+    ],
+)
+def test_why_there_are_no_confusions(
+    tmp_path: Path, change: Callable[[Path, dict[str, Any]], None], why: str
+) -> None:
+    """On the page of many runs, and on that of one."""
+    for seed in (0, 1):
+        results = write_run(tmp_path / f"s{seed}", seed=seed, tasks=2, per_task=4, steps=6, answers=True)
+        change(tmp_path / f"s{seed}", results)
+        (tmp_path / f"s{seed}" / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    many = Page(build([tmp_path], tmp_path / "many.html").read_text(encoding="utf-8")).text
+    assert f"No confusions: 2 finished runs {why}." in many
+    one = Page(build([tmp_path / "s0"], tmp_path / "one.html").read_text(encoding="utf-8")).text
+    assert f"No confusions: this run {why}." in one
+    lost = change is without_predictions
+    assert ("left no predictions.npz, so their confidence is unknown" in many) == lost
+    assert ("It left no predictions.npz that can be read, so its confidence is unknown." in one) == lost
 
 
 def test_a_calibration_error_names_the_bins_of_its_definition(tmp_path: Path) -> None:

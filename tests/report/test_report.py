@@ -190,6 +190,16 @@ def test_provenance(run: tuple[Path, dict[str, Any]], page: Page) -> None:
         assert template in page.text
 
 
+def test_a_strangers_config_is_shown_as_it_is(tmp_path: Path) -> None:
+    """A change of direction in it would reorder the page's text."""
+    write_run(tmp_path / "x", tasks=2, per_task=2, steps=6)
+    with (tmp_path / "x" / "config.toml").open("a", encoding="utf-8") as file:
+        file.write("# \u202eno\n")
+    html = build([tmp_path / "x"], tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "budget = 200\n# \\u202eno\n" in html
+    assert "\u202e" not in html
+
+
 def test_a_memory_of_unknown_size_is_not_empty(tmp_path: Path) -> None:
     """How many images there are is in the log alone."""
     write_run(tmp_path / "r", tasks=2, per_task=3, steps=8)

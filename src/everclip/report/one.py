@@ -16,10 +16,11 @@ from everclip.report.retrieval import retrieval_table
 from everclip.report.run_figures import figures
 from everclip.report.tables import CONFUSION, Table, confusion_cells, table
 from everclip.report.tuning import run_table
-from everclip.runs.predictions import calibration, confusions, predictions
+from everclip.runs.predictions import calibration, confusions, learned_captions, no_confusions, predictions
 from everclip.runs.read import Json, RunData
 from everclip.runs.schema import beside_frozen, kept
 from everclip.runs.words import duration, headline, noise, percent, points, several, size
+from everclip.system.text import printable
 
 _MOST_PAIRS = 40  # confusions in the table
 _MOST_CLASSES = 2000  # in the table, the worst first; its CSV file has all
@@ -53,6 +54,7 @@ def context(run: RunData, prefix: str) -> Json:
             ],
         ),
         "confusions": _confusions(run, prefix),
+        "no_confusions": no_confusions(run),
         "retention": _retention(run, per_class),
         "retrieval": retrieval_table(run, prefix),
         "stages": _stages(run),
@@ -61,6 +63,7 @@ def context(run: RunData, prefix: str) -> Json:
         "tuning": run_table(run, prefix),
         "order": run.order,
         "environment": environment(run).items(),
+        "config": "\n".join(map(printable, run.config_text.expandtabs().split("\n"))),
     }
 
 
@@ -231,7 +234,7 @@ def _cost(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _confusions(run: RunData, prefix: str) -> Table | None:
-    """Return the most frequent confusions; None where the run did not record them."""
+    """Return the most frequent confusions; None where there are none, or the run did not record them."""
     rows = [confusion_cells(run, pair) for pair in confusions(run)[:_MOST_PAIRS]]
     return table(f"{prefix}-confusions", CONFUSION, rows) if rows else None
 
@@ -252,10 +255,15 @@ def _retention(run: RunData, per_class: list[Json]) -> list[str]:
             " pretrained one: the effect of training on unseen classes (forward transfer)."
         )
     found = predictions(run)
-    if found is not None and (calibrated := calibration(found)) is not None:
+    calibrated = None if found is None else calibration(found)
+    if calibrated is not None:
         error, over = calibrated
         lines.append(
             f"Its probabilities are off by {100 * error:.1f} points on average (expected calibration error,"
             f" {BINS} bins): it is {'over' if over > 0 else 'under'}confident by {abs(100 * over):.1f} points."
         )
+    elif found is not None:
+        lines.append("It recorded no probabilities: calibration is unknown.")
+    elif not learned_captions(run):
+        lines.append("It left no predictions.npz that can be read, so its confidence is unknown.")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,9 @@ from everclip.report import many, many_figures, map_figures, measures, provenanc
 from everclip.report.collect import Report
 from everclip.report.figure import Figure
 from everclip.report.tuning import tuning_table
-from everclip.runs.predictions import labels, predictions
+from everclip.runs.predictions import learned_captions, no_confusions, predictions
 from everclip.runs.read import Json, RunData
-from everclip.runs.words import fact
+from everclip.runs.words import fact, several
 
 _MAPPED = 2
 """Most settings with a map of class weights, which is nearly as large as all else about a setting."""
@@ -66,7 +67,9 @@ def _drawn(figures: Iterable[Figure | None]) -> list[Figure]:
 
 def _setting(setting: Setting, mapped: bool) -> Json:
     finished = [run for run in setting.runs if run.finished]
-    known = [found for run in finished if (found := predictions(run)) is not None]
+    classified = [run for run in finished if not learned_captions(run)]
+    known = [found for run in classified if (found := predictions(run)) is not None]
+    whys = Counter(no_confusions(run) for run in finished)
     named = [(group.label, group.finished) for group in setting.every if group.finished]
     classes = many.class_table(setting)
     return {
@@ -91,8 +94,8 @@ def _setting(setting: Setting, mapped: bool) -> Json:
         "classes": classes[0] if classes else None,
         "class_count": classes[1] if classes else 0,
         "confusions": many.confusion_table(setting),
-        "no_labels": sum(not labels(run) for run in finished),
-        "no_predictions": len(finished) - len(known),
+        "no_confusions": "; ".join(f"{several(count, 'finished run')} {why}" for why, count in whys.items()),
+        "no_predictions": len(classified) - len(known),
         "no_confidence": sum(found.confidence is None for found in known),
         "finished": len(finished),
         "retention": many.retention_table(setting) if finished else None,

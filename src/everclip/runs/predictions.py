@@ -86,6 +86,22 @@ def confusions(run: RunData) -> list[Confusion]:
     return sorted(rows, key=lambda row: (-row.images / row.of, -row.images, row.true, row.taken))
 
 
+def learned_captions(run: RunData) -> bool:
+    """Return whether a run has learned images with captions, so that it classifies nothing."""
+    return "retrieval" in run.results
+
+
+def no_confusions(run: RunData) -> str:
+    """Say what a finished run without confusions has done, to follow its name."""
+    if learned_captions(run):
+        return "learned captions, in place of classes"
+    if not labels(run):
+        return "did not record the labels of classes (class_labels in results.json)"
+    if predictions(run) is None:
+        return "left no predictions.npz that can be read"
+    return "classified every test image correctly"
+
+
 FATES = ("right", "taken for a class learned later", "for one of the same task", "for one learned earlier")
 """Fates of test images of old classes."""
 
