@@ -17,6 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from everclip.cli.app import main
+from everclip.runs.words import several
 from tests.pictures import image_folder, picture
 
 Spoil = Callable[[Path], object]
@@ -30,7 +31,6 @@ LAYOUT = "CLASS/*.jpg, or train/CLASS and test/CLASS"
 NAME_IT = "rename one, or name it in classnames.txt (folder<TAB>name)"
 NO_TEXT = "cannot be read (No such file or directory): give a text file"
 DENIED = "cannot be read (Permission denied): check its permissions"
-SKIPPED = "broken images are skipped; run.log names them"
 UNKNOWN = "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM"
 GREY = picture((90, 60, 9), 0)
 LONGEST = 160  # characters of a line besides the folder's path
@@ -193,22 +193,23 @@ CASES = [
          "error: templates file {root}/templates.txt is empty: use one entry per line"),
     # Its images.
     Case("broken image", every("train/red/0.png", os.truncate, 0),
-         f"warning: 1 {SKIPPED}", 0, {"train/red/0.png": UNKNOWN}),
+         "warning: skipping 1 broken image: see run.log", 0, {"train/red/0.png": UNKNOWN}),
     Case("truncated images", every("t*/red/0.png", os.truncate, 300),
-         f"warning: 2 {SKIPPED}", 0, {f"{part}/red/0.png": "image file is truncated" for part in ("train", "test")}),
+         "warning: skipping 2 broken images: see run.log", 0,
+         {f"{part}/red/0.png": "image file is truncated" for part in ("train", "test")}),
     Case("a folder, a loop and a dead link", impostors,
-         f"warning: 3 {SKIPPED}", 0,
+         "warning: skipping 3 broken images: see run.log", 0,
          {"train/red/folder.jpg": "Is a directory", "train/red/gone.jpg": "No such file or directory",
           "train/red/loop.jpg": "Too many levels of symbolic links"}),
     Case("unreadable image", every("train/red/0.png", os.chmod, 0),
-         f"warning: 1 {SKIPPED}", 0, {"train/red/0.png": "Permission denied"}, as_root=False),
+         "warning: skipping 1 broken image: see run.log", 0, {"train/red/0.png": "Permission denied"}, as_root=False),
     Case("image of one column", save({"train/red/thin.png": Image.new("L", (1, 200_000))}),
-         f"warning: 1 {SKIPPED}", 0, {"train/red/thin.png": "too thin: 1 x 200000"}),
+         "warning: skipping 1 broken image: see run.log", 0, {"train/red/thin.png": "too thin: 1 x 200000"}),
     Case("no readable training image", every("train/*/*", os.truncate, 0),
-         f"warning: 9 {SKIPPED}\n"
+         "warning: skipping 9 broken images: see run.log\n"
          "error: not one training image of task 1 can be read: see the skipped images in run.log", 1),
     Case("no readable test image", every("test/*/*", os.truncate, 0),
-         f"warning: 3 {SKIPPED}\n"
+         "warning: skipping 3 broken images: see run.log\n"
          "error: not one test image of task 1 can be read: see the skipped images in run.log", 1),
     # Settings.
     Case("budget below the classes", settings("memory.budget=2"),
@@ -294,7 +295,7 @@ def test_what_the_user_reads(
         assert (run / "report.html").exists()
     for path, reason in case.skipped.items():
         assert re.search(f"skipped {re.escape(path)}: .*{re.escape(reason)}", (run / "run.log").read_text())
-        assert f"{len(case.skipped)} broken images were skipped: see run.log" in stdout
+        assert f"skipped {several(len(case.skipped), 'broken image')}: see run.log" in stdout
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, train: Train) -> None:

@@ -155,9 +155,12 @@ def test_settings_that_no_command_line_has(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a key"):
         everclip.train({"train lr": 1})
     for given, reason in (
-        ({"seed": object()}, r'"seed" has no form as text \(a object\): give a number, a text, a path or a'),
-        ({"scenario": {"order": ["a", {"b"}]}}, r'"scenario.order" has no form as text \(a set\)'),
-        ({"scenario.tasks": [{(1, 2): 3}]}, r'"scenario.tasks" has no form as text \(keys must be str'),
+        (
+            {"seed": object()},
+            r'"seed" cannot be written as text \(a object\): give a number, a text, a path or a',
+        ),
+        ({"scenario": {"order": ["a", {"b"}]}}, r'"scenario.order" cannot be written as text \(a set\)'),
+        ({"scenario.tasks": [{(1, 2): 3}]}, r'"scenario.tasks" cannot be written as text \(keys must be str'),
     ):
         with pytest.raises(UserError, match=reason):
             everclip.train(given)

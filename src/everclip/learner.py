@@ -98,7 +98,7 @@ class Learner:
 
     def __reduce__(self) -> NoReturn:
         raise UserError(
-            "a learner is not pickled: use save(folder), and Learner.load(folder) where it is needed"
+            "a learner cannot be pickled: use save(folder), and Learner.load(folder) where it is needed"
         )
 
     def __copy__(self, memo: object = None) -> Learner:
@@ -246,9 +246,9 @@ class Learner:
             return embedding.every(clip, whole(images, self._width)).numpy()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder (new or empty) that all commands and ``load`` accept. Its previous version is the one
-        last loaded or saved (none, with a warning, if that folder has gone); its verdict covers only the last update
-        since then. Returns its path.
+        """Write a model folder (new or empty) that all commands and ``load`` accept, and return its path. Its previous
+        version is the one loaded or saved before the last images were learned (none, with a warning, if that folder
+        has gone). Its verdict covers these images alone.
 
         Raises:
             UserError: the folder is not empty or in use, or nothing was learned since loading.

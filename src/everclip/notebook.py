@@ -118,7 +118,7 @@ def _text(key: str, value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{shown(key)} has no form as text ({error}): give a number, a text, a path or a list of these"
+            f"{shown(key)} cannot be written as text ({error}): give a number, a text, a path or a list of these"
         ) from error
 
 

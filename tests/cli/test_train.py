@@ -148,9 +148,9 @@ def test_unreadable_pictures_and_warnings(
     words = [f"data=imagefolder:{root}", f"model={toy}", *SMALL[:-2], "memory.budget=5"]
     assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
     stdout, stderr = capsys.readouterr()
-    assert "warning: 1 broken images are skipped" in stderr
+    assert "warning: skipping 1 broken image: see run.log" in stderr
     assert "warning: memory.budget=5 is below the 6 classes" in stderr
-    assert "1 broken images were skipped" in stdout
+    assert "skipped 1 broken image: see run.log" in stdout
 
 
 def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_a_broken_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"000001.json is not what was written, or was replaced since"):
         read(vectors.path).names([31])
     cut(vectors)
-    with pytest.raises(UserError, match=r"000000.npy is missing, or has not the 1,088 bytes"):
+    with pytest.raises(UserError, match=r"000000.npy is missing, or does not have the 1,088 bytes"):
         read(vectors.path)
     gone(vectors)
     with pytest.raises(UserError, match=r"00000[01].npy is missing"):

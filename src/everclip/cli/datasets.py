@@ -7,6 +7,7 @@ from everclip.cli._options import Json
 from everclip.cli._output import print_json, print_lines
 from everclip.cli.catalogue import describe, explain, list_all
 from everclip.errors import UserError, shown
+from everclip.system.text import printable
 
 _KIND = "data/sources"
 
@@ -39,6 +40,7 @@ def _check(spec: str | None, json: bool) -> int:
     if not spec:
         raise UserError('everclip datasets check needs a data set: use "everclip datasets check photos"')
     from everclip.data.check import check
+    from everclip.runs.words import several
 
     report = check(spec)
     if json:
@@ -46,11 +48,17 @@ def _check(spec: str | None, json: bool) -> int:
         return 1 if report.problems else 0
     if report.train is not None:
         rows = [("all", report.train, report.test)]
-        rows += [(name, counts["train"], counts["test"]) for name, counts in report.domains.items()]
+        rows += [
+            (printable(name), counts["train"], counts["test"]) for name, counts in report.domains.items()
+        ]
         width = max(len(name) for name, _, _ in rows)
         captions = report.captions
-        many = f"{report.classes} classes" if captions is None else f"{captions} different captions"
-        print(f"{report.data}: {many}")
+        many = (
+            several(report.classes or 0, "class")
+            if captions is None
+            else several(captions, "different caption")
+        )
+        print(f"{printable(report.data)}: {many}")
         print(f"{'':<{width}}  {'training':>9}  {'test':>9}")
         for name, train, test in rows:
             print(f"{name:<{width}}  {train:>9,}  {test:>9,}")
@@ -59,5 +67,8 @@ def _check(spec: str | None, json: bool) -> int:
     if not report.problems:
         print("complete")
         return 0
-    print(f"not complete: {report.data}" + (f" (available from {report.home})" if report.home else ""))
+    print(
+        f"not complete: {printable(report.data)}"
+        + (f" (available from {report.home})" if report.home else "")
+    )
     return 1

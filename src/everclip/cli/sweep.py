@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from everclip.cli._options import Json, Repeated
 from everclip.cli._output import print_columns, print_json, print_lines
 from everclip.errors import UserError
-from everclip.runs.words import listed
+from everclip.runs.words import listed, several
 from everclip.system.text import printable
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _hand_over(session: Session, slurm: bool, settings: list[str]) -> int:
         with folder:
             session.write()
             numbers = submit(commands, folder.path / "slurm", settings)
-        print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}")
+        print(f"submitted {several(len(numbers), 'job')}: {', '.join(numbers)}")
     return 0
 
 

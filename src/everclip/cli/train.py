@@ -72,7 +72,7 @@ def run_here(run: Run, json: bool) -> None:
 def _show_results(results: dict[str, Any], where: str) -> None:
     """Print A_t beside zero-shot, then the summary, on stdout."""
     from everclip.runs.schema import beside_frozen
-    from everclip.runs.words import headline, kept_words, noise
+    from everclip.runs.words import headline, kept_words, noise, several
 
     title = f"{results['method']} on {results['data']} with {results['model']}"
     title += f", memory {results['memory_budget']}"
@@ -106,7 +106,7 @@ def _show_results(results: dict[str, Any], where: str) -> None:
         if mood != "better":
             lines.append(f"{head}. {noise(*measured)}" if mood == "level" else f"{head}.")
     if results["skipped_images"]:
-        lines.append(f"{len(results['skipped_images'])} broken images were skipped: see run.log")
+        lines.append(f"skipped {several(len(results['skipped_images']), 'broken image')}: see run.log")
     if frozen:
         lines.append(beside_frozen(frozen[-1], results["last"]))
         if frozen[-1] > results["last"]:

@@ -194,8 +194,8 @@ def append(vectors: Vectors, rows: Float[np.ndarray, "n d"], listed: Listed) -> 
     told = json.dumps(vars(listed), ensure_ascii=False, indent=0).encode()
     if len(told) > JSON_BYTES or told.count(b"[") + told.count(b"{") > MOST_PARTS:  # as its reader counts
         raise UserError(
-            f"the {len(listed.ids):,} ids of a shard of {vectors.path} have more than {JSON_BYTES >> 20} MiB, or more"
-            " than a million brackets: give shorter texts, or fewer of them at a time"
+            f"the {len(listed.ids):,} ids of a shard of {vectors.path} take more than {JSON_BYTES >> 20} MiB, or have"
+            " more than a million brackets: give shorter texts, or fewer of them at a time"
         )
     if len(rows):
         content = io.BytesIO()
@@ -234,7 +234,9 @@ def read(path: Path, whole: bool = False) -> Vectors:
         raise UserError(f"{path / TABLE} is damaged, or has another format than {FORMAT}: {_AGAIN}")
     for file, size in ((path / name, entry["bytes"]) for name, entry in entries.items()):
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file} is missing, or has not the {size:,} bytes that were written: {_AGAIN}")
+            raise UserError(
+                f"{file} is missing, or does not have the {size:,} bytes that were written: {_AGAIN}"
+            )
     found = Table(**{key: table[key] for key in Table.__dataclass_fields__})
     return Vectors(path, found, tuple(_shards(path, found, entries)))
 

@@ -18,7 +18,7 @@ from everclip.report.figure import WIDE, Figure, canvas, colour_bar, csv_text, f
 from everclip.report.many_figures import GROUP, named
 from everclip.runs.predictions import FATES
 from everclip.runs.read import RunData
-from everclip.runs.words import rivals
+from everclip.runs.words import rivals, several
 
 
 def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | None:
@@ -60,7 +60,7 @@ def maps(setting: Setting, of: Literal["accuracy", "forgetting"]) -> Figure | No
         for t, row in enumerate(rows, 1 if of == "accuracy" else 2)
     ]
     csv = csv_text([*GROUP, "after_task", *(f"task_{i + 1}" for i in range(tasks))], cells)
-    told = f"{len(found)} maps; the numbers are in the CSV file."
+    told = f"{several(len(found), 'map')}; the numbers are in the CSV file."
     if of == "accuracy":
         key, title = "matrix", "Accuracy on each task after each task"
         caption = (
@@ -103,5 +103,5 @@ def old_images(named: Iterable[tuple[str, Sequence[RunData]]], prefix: str) -> F
     )
     rows = [[name, *(round(share, 5) for share in shares)] for name, shares in bars]
     csv = csv_text(["group", *FATES], rows)
-    told = f"{len(bars)} bars; the numbers are in the CSV file."
+    told = f"{several(len(bars), 'bar')}; the numbers are in the CSV file."
     return Figure("fates", "What old classes are mistaken for", caption, told, csv, make, prefix)

@@ -94,8 +94,8 @@ def _verdict(run: RunData) -> Json:
     """Return the result in a few sentences, and the mood (better, worse, level, open) of its mark."""
     done, planned = len(run.accuracy), len(run.tasks)
     if not done:
-        steps = len(run.steps)
-        recorded = f"{steps} training steps are recorded." if steps else "Nothing is recorded yet."
+        steps = several(len(run.steps), "training step")
+        recorded = f"Recorded so far: {steps}." if run.steps else "Nothing is recorded yet."
         return {"mood": "open", "head": "Unfinished: no task learned so far.", "more": [recorded]}
     unfinished = "" if run.finished else f"Unfinished: {done} of {planned} tasks learned so far. "
     last, base = run.accuracy[-1], _zero_shot_now(run)

@@ -119,7 +119,7 @@ class Service:
         try:
             result = await self._batches.ask(await self._asked(request))
         except ClientDisconnect:  # nobody reads it
-            return answer({"error": "the client has left"}, 400)
+            return answer({"error": "the client closed the connection"}, 400)
         finally:
             self._inside -= 1
         self._answered += 1
@@ -136,7 +136,7 @@ class Service:
             content = await self._body(request, self._limits.body)
         else:
             text = "" if kind == "predict" else f', or {_JSON} such as {{"text": "a red bicycle"}}'
-            raise Refused(415, f"the body is {shown(said)}: send a picture as image/jpeg or such{text}")
+            raise Refused(415, f"the body is {shown(said)}: send a picture, such as image/jpeg{text}")
         top = options.get("top", options.get("k", 1))
         rate = options.get("unknown_at") or None
         return Ask(kind, content, int(top), options.get("reject_below", 0.0), rate)

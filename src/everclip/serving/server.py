@@ -28,7 +28,7 @@ class _Protocol(H11Protocol):
             self.cycle.disconnected = True  # else its answer would follow this one, which h11 refuses
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json_text({"error": f"this is not HTTP that can be read: {msg}"}, None).encode() + b"\n"
+            body = json_text({"error": f"the request is no valid HTTP: {msg}"}, None).encode() + b"\n"
             about = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),

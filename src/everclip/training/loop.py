@@ -19,6 +19,7 @@ from everclip.models.clip import Clip
 from everclip.models.passes import Passes
 from everclip.models.tunings import tuning_of
 from everclip.runs.run import Clock, Run
+from everclip.runs.words import several
 from everclip.system.progress import Progress
 from everclip.system.signals import Stop
 from everclip.training import activation_cache, estimate, fork, frozen, noted, references, testing
@@ -104,7 +105,7 @@ def _start(run: Run, progress: Progress, stop: Stop) -> tuple[Context, Checkpoin
     context = Context(plan, clip, method, memory, loader, record, progress)
     checkpointer = context.journal = Checkpointer(run, context, stop, trail)
     if pixels.broken:
-        log.warning("%d broken images are skipped; run.log names them", len(pixels.broken))
+        log.warning("skipping %s: see run.log", several(len(pixels.broken), "broken image"))
     record.clock = record_clock
     if trail:
         saved = trail[0].state
