@@ -1,24 +1,38 @@
 """Start the process for ``everclip`` and ``python -m everclip``, also under torchrun."""
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
+
+
+def _again() -> None:
+    """Send Ctrl-C to the main thread a moment later. Called in a thread of its own."""
+    time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _unraised(lost: Any) -> None:
     """Send Ctrl-C again where Python could only print it: in a destructor, or in a callback from a C library."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        main_thread = threading.main_thread().ident or 0
-        threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        # threading.Thread takes a lock, which this hook may have interrupted
+        _thread.start_new_thread(_again, ())
     else:
         sys.__unraisablehook__(lost)
 
 
 def _interrupt(number: int, frame: Any) -> None:
     """Raise KeyboardInterrupt; end the process at once while torch is being imported, whose C++ code would abort it."""
+    above = frame
+    while above is not None:
+        if above.f_code is _unraised.__code__:  # what is raised in that hook is lost as well
+            _thread.start_new_thread(_again, ())
+            return
+        above = above.f_back
     if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)

@@ -307,10 +307,11 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback(places: dict[str, str], name: 
     assert "Exception ignored" not in err
 
 
-def test_ctrl_c_that_python_can_only_print_is_given_again() -> None:
+@pytest.mark.parametrize("busy", [0.0, 0.1], ids=["at once", "while the first is handled"])
+def test_ctrl_c_that_python_can_only_print_is_given_again(busy: float) -> None:
     """As where it comes within a destructor, or within a callback of a library written in C."""
     script = """
-import signal, sys, time, types
+import _thread, signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
 class Late:
     def __del__(self):
@@ -318,11 +319,19 @@ class Late:
 def command():
     Late()
     time.sleep(30)
+start = _thread.start_new_thread
+def slow(*words):
+    _thread.start_new_thread = start
+    start(*words)
+    time.sleep(float(sys.argv[1]))
+_thread.start_new_thread = slow
 sys.modules["everclip.cli.app"] = types.SimpleNamespace(main=command)
 from everclip.__main__ import main
 sys.exit(main())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(busy)], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (130, "")
 
 
