@@ -508,9 +508,9 @@ def test_a_notebook_has_a_bar_where_widgets_are(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_drop_that_was_asked_for_is_measured(learner: everclip.Learner) -> None:
     learner.update(*pictures(["red", "black"]), max_drop=1)  # no class was known before
-    with pytest.raises(UserError, match=r"old classes of .* may lose 1 points, but --test has no"):
+    with pytest.raises(UserError, match=r"old classes of .* may lose 1 point, but no test image"):
         learner.update(*pictures(["blue"]), max_drop=1)
-    with pytest.raises(UserError, match="add some to --test"):
+    with pytest.raises(UserError, match="give some, or use --unmeasured"):
         learner.update(*pictures(["blue"]), test=pictures(["blue"], 5000, 3), max_drop=100)
     assert learner.classes == ["red", "black"]
     assert learner.update(*pictures(["blue"]))["gate"]["drop"] is None
@@ -630,7 +630,7 @@ def test_a_picture_with_another_name_is_forgotten_in_what_was_saved(tmp_path: Pa
 
 
 def test_a_learner_is_saved_and_not_pickled(learner: everclip.Learner) -> None:
-    with pytest.raises(UserError, match=r"not pickled: use save\(folder\), and Learner.load\(folder\)"):
+    with pytest.raises(UserError, match=r"cannot be pickled: use save\(folder\), and Learner.load\(folder\)"):
         pickle.dumps(learner)
 
 

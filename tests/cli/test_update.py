@@ -164,8 +164,8 @@ def test_a_gate_that_measures_nothing_is_refused(
     assert main(words) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == (
-        f"error: old classes of {world['v1']} may lose 1 points, but --test has no image of them:"
-        " add some to --test, or use --unmeasured (in Python: no max_drop)"
+        f"error: old classes of {world['v1']} may lose 1 point, but no test image shows one of them:"
+        " give some, or use --unmeasured (in Python: no max_drop)"
     )
     assert main([*words, "--dry-run"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == told.splitlines()[-1]
@@ -225,8 +225,12 @@ def wrong(tmp_path: Path) -> dict[str, str]:
         ("cold", ["--exemplars", "-1"], "--exemplars is -1"),
         ("cold", ["--memory", "{cold}"], '--memory {cold} has images of "blue", which'),
         ("cold", ["--image-size", "64"], "--image-size is for models that have learned nothing"),
-        ("warm", ["--test", "{warm}"], "all images of --test {warm} were learned, or will be"),
-        ("cold", ["--test", "{other}"], 'has images of "purple", which is neither an old nor a new class'),
+        ("warm", ["--test", "{warm}"], "all test images ({warm}) were learned, or will be"),
+        (
+            "cold",
+            ["--test", "{other}"],
+            'test images ({other}) show "purple", which is neither an old nor a new class',
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_changes_nothing(

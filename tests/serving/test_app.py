@@ -195,7 +195,7 @@ def test_what_a_monitor_sees(client: Client) -> None:
             b"{}",
             "application/json",
             415,
-            'the body is "application/json": send a picture as image/jpeg',
+            'the body is "application/json": send a picture, such as image/jpeg',
         ),
         (
             "/embed",

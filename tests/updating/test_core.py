@@ -281,8 +281,7 @@ def test_old_classes_without_test_images_are_named(
     test = colours(tmp_path / "t", {"red": (220, 40, 40)} | COLD, 4, 9)
     made = updated(state, colours(tmp_path / "cold", COLD), test, unmeasured=False)
     assert (
-        "--test has no image of 1 of 2 old classes, and what these lose is not measured: yellow"
-        in caplog.text
+        "no test image shows 1 of 2 old classes, and what these lose is not measured: yellow" in caplog.text
     )
     assert made.verdict["gate"]["unmeasured"] == ["yellow"]
     for shown in ("\n".join(lines(made.verdict)), page(made.verdict).lower()):

@@ -46,10 +46,10 @@ def unseen(
     if before is not None:  # only some of a run's training images are learned again
         fresh &= ~before.among(images)
     if not fresh.any():
-        raise UserError(f"all images of --test {test.name} were learned, or will be: keep some apart")
+        raise UserError(f"all test images ({test.name}) were learned, or will be: keep some apart")
     left_out = int((~fresh).sum())
     if left_out:
-        log.warning("%d images of --test %s are also learned, and are not tested", left_out, test.name)
+        log.warning("%d test images (%s) are also learned, and are not tested", left_out, test.name)
     return Held(images.select(fresh), pixels, left_out)
 
 
@@ -62,15 +62,16 @@ def check_measured(state: State, held: Held | None, max_drop: float) -> None:
     if old and len(lacking) < old and lacking:
         some = listed(lacking)
         log.warning(
-            "--test has no image of %d of %d old classes, and what these lose is not measured: %s",
+            "no test image shows %d of %d old classes, and what these lose is not measured: %s",
             len(lacking),
             old,
             some,
         )
     if old and len(lacking) == old:
+        points = "point" if max_drop == 1 else "points"
         raise UserError(
-            f"old classes of {state.spec} may lose {max_drop:g} points, but --test has no image of them:"
-            f" add some to --test, or use --unmeasured (in Python: no max_drop)"
+            f"old classes of {state.spec} may lose {max_drop:g} {points}, but no test image shows one of them:"
+            f" give some, or use --unmeasured (in Python: no max_drop)"
         )
 
 

@@ -259,11 +259,11 @@ def holdout(
             f': did you mean "{near}"?' if near else ": leave that class out, or give images of it to learn"
         )
         what = "which is neither an old nor a new class"
-        raise UserError(f'--test {found.name} has images of "{unknown[0]}", {what}{hint}')
+        raise UserError(f'test images ({found.name}) show "{unknown[0]}", {what}{hint}')
     (images,), _ = gather([images.relabel(table)])
     pixels = decoded(images, clip, KEPT_BYTES)
     _look(pixels, [images], watch)
     images = pixels.readable(images)
     if not len(images):
-        raise UserError(f"no image of --test {found.name} can be read: give others")
+        raise UserError(f"no test image ({found.name}) can be read: give others")
     return images, pixels
