@@ -30,7 +30,7 @@ def page(results: dict[str, Json]) -> str:
         "  chooses on the images of each run. A search scores about a hundred held-out images, so its choice is",
         "  itself uncertain: two searches of `rapf` with its published theta chose 5 and 10 epochs, which end at",
         "  76.9 and 86.5 on caltech50 without a memory. On caltech50 all values that `layup` tried were tied.",
-        "- **Missing.** `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need transformer blocks. Runs of",
+        "- **Missing.** `coda_prompt`, `moe_adapters`, `mg_clip` and `spu` need blocks that `lite` lacks. Runs of",
         "  `multilayer_lda` with three stages, the earlier default, are not shown; they have to be repeated with",
         "  six.",
         f"- **Views.** `multilayer_lda` reads each picture and its mirror image; `{PLAIN}` and the other closed",

@@ -113,7 +113,7 @@ COMMANDS = {
     "evaluate": Command(
         _RUN,
         """\
-Test a run's model on its own tasks or on another data set.
+Test a model: a run on its own tasks, or any model on a data set.
 
 For images with captions, retrieval is measured: how well the model finds
 captions by image and images by caption.""",
@@ -148,7 +148,7 @@ captions by image and images by caption.""",
     ),
     "export": Command(
         _RUN,
-        "Export a learned model for open_clip, transformers or onnxruntime, checked against torch.",
+        "Export a model for open_clip, transformers or onnxruntime, checked against torch.",
         """\
   everclip export runs/X -o birds/
   everclip export runs/X --format hf -o birds-hf/

@@ -34,7 +34,7 @@ def classes(
         what: rename OLD=NEW ..., merge NAME NAME ... --into NAME, or remove NAME ...
         names: Class names, or pairs OLD=NEW.
         into: The name of the merged class.
-        out: The model folder to write, new or empty.
+        out: The model folder to write, new or empty; required for a change.
         test: Held-out images under the new names or the old ones (default: the version's own check images).
         max_drop: Points of accuracy that the remaining classes may lose; a larger loss means exit code 3 and no model.
     """

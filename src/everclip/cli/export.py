@@ -58,7 +58,7 @@ def export(
     graphs: Graphs | None = None,
     json: Json = False,
 ) -> int:
-    """Export a learned model for open_clip, transformers or onnxruntime, and check it against torch.
+    """Export a model for open_clip, transformers or onnxruntime, and check it against torch.
 
     Args:
         format: open-clip: a folder for open_clip and everclip. hf: a CLIPModel for transformers. onnx: a graph that

@@ -43,7 +43,8 @@ def predict(
         files: Pictures, folders of them, or - for a list of paths on standard input.
         top: Number of classes per image, the most probable first.
         reject_below: Answer "none" if the most probable class is less probable than this, 0..1.
-        unknown_at: Answer "unknown" if no class fits; wrongly for this fraction of known classes' pictures: 5% or 0.05.
+        unknown_at: Answer "unknown" if no class fits: the fraction of pictures of known classes, 5% or 0.05, that may
+            be called unknown by mistake.
         calibrate: Images in CLASS folders that were not learned, to fit and keep the temperature that makes
             probabilities reliable, and the threshold of --unknown-at.
         json: Print one JSON object per line.

@@ -49,7 +49,7 @@ def sweep(
             same data, method and seed.
         from_stage: Number of tasks that the forked runs have learned.
         jobs: Number of parallel runs (default: one per GPU; without a GPU, one per core, at most 16).
-        threads: Threads per run.
+        threads: Threads per run (default: 1; with GPUs, the cores divided by the runs). Use one number per table.
         retry: Run failed runs again.
         smoke: Make each run a trial run: two tasks, few images, two steps each.
         dry_run: Check the grid; show the planned runs and how long they take, without training.

@@ -33,7 +33,8 @@ class Knobs:
     Args:
         max_drop: Points of accuracy that old classes may lose on --test; a larger loss means exit code 3 and no model.
         unmeasured: Continue even if --test has no image of an old class, so that --max-drop checks nothing.
-        exemplars: Exemplars per class to keep for later updates; a quarter of them serve only as check images.
+        exemplars: Exemplars per class to keep for later updates; a quarter of them, at least one of two, serve
+            only as check images (2 of 10).
         method: auto (the best on check images), or the candidate to use regardless: nothing, means, ridge,
             layers, trained or interpolated.
         same: "NEW=OLD": the name NEW in --add, --test or --memory means the old class OLD.
@@ -72,11 +73,11 @@ def update(
         deployed: A version (written by update), a run, a model folder, or any model, with --classes or with no classes.
         add: A folder of CLASS folders (only train/ is learned if there are train/ and test/), or SOURCE:ARGUMENT
             (everclip datasets). New classes, or a new domain of old ones.
-        test: Held-out images of old and new classes, in the same form, for the verdict and --max-drop. If it is the
-            same folder as --add: its test part, or a fifth of each class.
-        memory: Images of old classes, at most 100 per class, if DEPLOYED has none of its own.
+        test: Held-out images of old and new classes, in the same form, for the verdict and --max-drop; required without
+            --dry-run. If it is the same folder as --add: its test part, or a fifth of each class.
+        memory: Images of old classes, if DEPLOYED has none of its own; at most 100 per class are used.
         classes: A file with class names, one per line, for a model that has learned nothing.
-        out: The model folder to write, new or empty.
+        out: The model folder to write, new or empty; required without --dry-run.
         dry_run: Show the plan with its time and memory; train nothing.
         json: Print the verdict as JSON.
     """

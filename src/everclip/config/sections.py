@@ -107,9 +107,9 @@ class Memory(Choice):
     )
     policy: str = Field(
         default="method",
-        description="how exemplars are chosen: the method's own way (method); equally many per class (random, herding);"
-        " a share per task, halving with age or equal (exp, equal_task); all; none; or a policy of your"
-        " own; memory.OPTION sets its options",
+        description="how exemplars are chosen: the method's own way (method); equally many per class (random,"
+        " herding, score); a share per task, halving with age or equal (exp, equal_task); all; none; or a policy of"
+        " your own; memory.OPTION sets its options",
         pattern=PLUG_IN,
         json_schema_extra={"allowed": f'"method", a policy\'s name, {CODE}'},
     )
