@@ -215,6 +215,7 @@ def test_the_same_run_whatever_its_folder() -> None:
         "checkpoint.every=steps:5",
         "checkpoint.keep=1",
         "distributed.gather=light",
+        "device=cpu",
         "loader.workers=0",
         "loader.cache_mb=0",
         "cache.ram_mb=1",

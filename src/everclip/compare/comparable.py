@@ -46,7 +46,7 @@ _EXCUSES: dict[str, set[str]] = {
     "smoke": {"smoke", *_CUT},
 }
 _POLICY = "memory.policy"
-_HOW = (*CARRIED_OUT, "device", "tuned_on")
+_HOW = (*CARRIED_OUT, "tuned_on")
 """Prefixes of keys that say how a run is carried out, not what it computes."""
 _PLAIN = ("tune", "center", "train_captions")
 """Settings that results.json records too, for runs without a config."""

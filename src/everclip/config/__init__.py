@@ -76,6 +76,7 @@ def _checked(values: Layer, where: str) -> Config:
 
 
 CARRIED_OUT = (
+    "device",
     "out",
     "trackers",
     "tracker",
@@ -88,9 +89,9 @@ CARRIED_OUT = (
     "cache.ram_mb",
     "cache.shared",
 )
-"""Where a run is written, who is told of it, how often it is saved, how processes share it, which defaults have filled
-it in, what it is measured against and tested on, how images are read and where activations are kept: none of it changes
-what the method of a resolved config computes."""
+"""On what a run computes, where it is written, who is told of it, how often it is saved, how processes share it, which
+defaults have filled it in, what it is measured against and tested on, how images are read and where activations are
+kept: none of it changes what the method of a resolved config computes."""
 
 
 def essence(config: Config) -> Config:
