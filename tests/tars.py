@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.pictures import COLOURS, picture
 
-Sample = tuple[str, Mapping[str, bytes]]
+Sample = tuple[str, dict[str, bytes]]
 
 
 def encoded(colour: str, seed: int, suffix: str = "jpg") -> bytes:

@@ -45,6 +45,17 @@ def pictures(names: list[str], seed: int = 0, count: int = 6) -> tuple[list[Imag
     return [image for image, _ in found], [name for _, name in found]
 
 
+class Damaged(Image.Image):
+    """Raises what a decoder of Pillow may when a picture is read at last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._size, self._mode = (4, 4), "RGB"
+
+    def load(self) -> None:
+        raise SyntaxError("broken PNG file")
+
+
 @pytest.fixture
 def learner(toy: str) -> everclip.Learner:
     return everclip.Learner(toy, progress=False, exemplars=4)
@@ -328,6 +339,10 @@ def test_a_gate_leaves_the_learner_as_it_was(toy: str) -> None:
         (np.asarray(picture((9, 9, 9), 1)), ["a"] * 32, "images is one image"),
         (torch.zeros(8, 8, dtype=torch.uint8), ["a"] * 8, "images is one image"),
         ([np.zeros((0, 4, 3), np.uint8)], ["a"], "image 0 has no pixels: leave it out"),
+        ([torch.zeros(4, 4, 3, dtype=torch.bfloat16)], ["a"], r"image 0 is float32 \[4, 4, 3\]: give uint8"),
+        (["~nobody-of-this-name/a.png"], ["a"], "~nobody-of-this-name/a.png cannot be read"),
+        (["a\0.png"], ["a"], "cannot be read"),
+        ([Damaged()], ["a"], r"image 0 cannot be read \(.+\): leave it out"),
         ([picture((9, 9, 9), 1)] * 3, "cat", 'labels is one text, "cat": give a list'),
         ([picture((9, 9, 9), 1)], np.array("cat"), 'labels is one ndarray, "cat": give a list'),
         ([picture((9, 9, 9), 1)], [None], "label 0 is missing: give one class name per image"),

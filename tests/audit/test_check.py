@@ -168,6 +168,15 @@ def test_near_pairs_are_those_of_all_cosines(monkeypatch: pytest.MonkeyPatch) ->
     assert fewer == pairs[:5]
 
 
+def test_equal_rows_are_near_whatever_their_product_is_rounded_to() -> None:
+    rows = torch.nn.functional.normalize(
+        torch.randn(400, 37, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    rows = torch.cat([rows, rows])
+    assert (rows[:400] * rows[400:]).sum(1).min() < 1, "some products are below 1"
+    assert twins.near(rows, np.arange(800), 1.0, 400)[1:] == (400, 400)
+
+
 def test_near_pairs_between_the_parts_are_counted_and_kept_however_many_are_nearer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -241,6 +241,9 @@ BAD: list[tuple[str, Callable[[Path], object], str]] = [
     ("two classes with a label", line(1, "sketch/new/x.jpg 3"),
      'line 1 of {0}/sketch_test.txt gives the class "new" the label 3, that of "The_Eiffel_Tower": get the'
      " official list"),
+    ("a label after an empty line", line(1, f"\n{FIRST} 4"),
+     'line 2 of {0}/sketch_test.txt gives the class "The_Eiffel_Tower" the label 4, but line 1 of {0}/real_train.txt'
+     " 3: get the official list"),
     ("an endless label", line(2, f"{FIRST} {'7' * 5000}"),
      f"line 2 of {{0}}/sketch_test.txt is '{(FIRST + ' ' + '7' * 60)[:60]}': use {FORM}"),
     ("no label", line(2, FIRST), f"line 2 of {{0}}/sketch_test.txt is '{FIRST}': use {FORM}"),

@@ -170,6 +170,10 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
         changed(classnames=None, labels=np.repeat(list("abcdef"), 10)),
         "6 rows of text_features for 0 classnames",
     ),
+    "names that are alike": (
+        changed(classnames=np.array(["bird_a", "bird a", *"cdef"])),
+        'are both named "bird a": rename one',
+    ),
     "a label beyond": (
         changed(labels=np.arange(60)),
         "labels has the label 6: use whole numbers from 0 to 5",

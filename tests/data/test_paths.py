@@ -42,6 +42,12 @@ def test_classes_with_folders_of_their_own_are_classes(tmp_path: Path) -> None:
     assert spec_of(str(tmp_path)) == f"imagefolder:{tmp_path}"
 
 
+def test_a_folder_with_a_loop_of_links(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"": 2}, 2)
+    (root / "loop").symlink_to(root / "loop")
+    assert data.load(str(root)).class_names == ("green", "red")
+
+
 def test_what_is_no_plain_path_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emoji").mkdir()

@@ -16,6 +16,7 @@ from everclip.data import scenarios
 from everclip.data.images import Dataset, FileStore, ImageSet
 from everclip.data.scenario import Task, in_pieces, seen
 from everclip.errors import UserError
+from tests.complaints import complaint
 from tests.pictures import domain_folder, image_folder, picture
 
 EACH = 20
@@ -173,6 +174,13 @@ def test_a_short_rest_goes_with_the_piece_before(source: Dataset) -> None:
     whole = cut(source, "class-incremental", tasks=1)
     assert [len(task.train) for task in in_pieces(whole, 50, 0)] == [50, 70]
     assert [len(task.train) for task in in_pieces(whole, 500, 0)] == [120]
+
+
+def test_joined_folders_have_names_that_can_be_written(tmp_path: Path) -> None:
+    for name in ("a", "b\udcff"):
+        image_folder(tmp_path / name, {"train": 3, "test": 2}, 2)
+    said = complaint(data.load, f"joined:{tmp_path}/a+{tmp_path}/b\udcff")
+    assert said.endswith('b\\udcff" in data joined is not a UTF-8 name: rename it')
 
 
 def test_cross_domain_has_a_task_for_each_data_set(tmp_path: Path) -> None:

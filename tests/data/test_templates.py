@@ -54,6 +54,9 @@ def test_a_file_of_the_folder_goes_before_a_shipped_one(
     (tmp_path / "simple").write_text("a {}\n")
     monkeypatch.chdir(tmp_path)
     assert file_of("simple") == Path("simple")
+    (tmp_path / "simple").unlink()
+    (tmp_path / "simple").mkdir()
+    assert file_of("simple").is_file(), "a folder of that name is no list"
 
 
 def test_lite_has_prompts_of_its_own(photos: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tarfile
@@ -15,6 +16,7 @@ from everclip.cli import app
 from everclip.data.sources.webdataset import BENCHMARK_TEMPLATES
 from everclip.errors import UserError
 from tests.complaints import complaint
+from tests.pictures import COLOURS, picture
 from tests.running import run
 from tests.tars import encoded, samples, shard
 
@@ -287,6 +289,21 @@ def test_bad_shards(tmp_path: Path, spoil: Callable[[Path], object], spec: str, 
     said = complaint(load, spec.format(root))
     assert said == message.format(root)
     assert said.isprintable()
+
+
+def test_other_images_of_the_same_keys_and_sizes_are_no_copy(tmp_path: Path) -> None:
+    """As shards of uncompressed pictures are, whose samples are numbered from 0 in each."""
+    root = shards(tmp_path / "s", train=0)
+    for number in range(2):
+        found = samples(3, suffix="png")
+        for row, (_, members) in enumerate(found):
+            file = io.BytesIO()
+            picture(COLOURS["red"], 10 * number + row).save(file, "png", compress_level=0)
+            members["png"] = file.getvalue()
+        shard(root / f"train-{number:04d}.tar", found)
+    assert counts(load(f"{root}{COUNT}"))[0] == [6] * 4
+    (root / "train-0001.tar").write_bytes((root / "train-0000.tar").read_bytes())
+    assert "hold the same samples" in complaint(load, f"{root}{COUNT}")
 
 
 def test_nothing_named() -> None:

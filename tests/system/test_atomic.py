@@ -181,6 +181,14 @@ def test_a_swap_killed_before_the_exchange_is_undone_or_done(moved: bool, name: 
     assert (tmp_path / "in" / "v" / "a").read_text() == ("new" if moved else "old")
 
 
+def test_a_swap_of_a_folder_whose_own_name_looks_like_one(tmp_path: Path) -> None:
+    folder = made(tmp_path / "swap-7.v", "old")
+    made(tmp_path / f".swap-7.v.everclip-swap-{folder.stat().st_ino}.undone", "new")
+    recover(folder)
+    assert os.listdir(tmp_path) == ["swap-7.v"]
+    assert (folder / "a").read_text() == "old"
+
+
 def test_what_a_killed_process_left_goes_with_the_next_that_uses_the_folder(
     tmp_path: Path, foreign: dict[str, bytes | None]
 ) -> None:

@@ -62,6 +62,8 @@ def test_names_are_places_and_in_the_order_of_the_run() -> None:
         "task-1-phase-0-step-0",
         "logs",
         "stage-00a",
+        "stage-0001",
+        "task-0001-phase-2-step-1000000",
     ):
         assert Place.of(other) is None
 

@@ -61,6 +61,18 @@ def test_lists_and_shards_are_files(tmp_path: Path) -> None:
             read_shard(path)
 
 
+def test_lines_are_those_of_an_editor(tmp_path: Path) -> None:
+    """U+2028 and a form feed end lines for str.splitlines alone, and would move the numbers in messages."""
+    (tmp_path / "list").write_bytes("a\u2028b\r\n\nc\x0cd\re\n".encode())
+    assert read_lines(tmp_path / "list", "list", blank=True) == ["a\u2028b", "", "c\x0cd", "e"]
+    assert read_lines(tmp_path / "list", "list") == ["a\u2028b", "c\x0cd", "e"]
+
+
+def test_a_name_with_a_null_character(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="null"):
+        read_bytes(tmp_path / "a\0b", 10)
+
+
 def test_sizes_are_bounded(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(JSON_BYTES + 1)

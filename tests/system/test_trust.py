@@ -192,6 +192,24 @@ def test_what_a_strangers_search_has_chosen_is_not_taken_for_typed(
     assert not _imported(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["./own\x1b[2K.py", "./own\u202e.py", "./own\n.py"])
+def test_code_whose_name_would_change_a_terminal_is_refused(tmp_path: Path, name: str) -> None:
+    """Also where its folder is trusted: what is imported is said, and must be what was looked at."""
+    with trust.session([str(tmp_path)]):
+        trust.asked({"method": name}, tmp_path / "config.toml")
+        with pytest.raises(trust.Refused, match="which cannot be printed: name it otherwise"):
+            trust.check(name)
+
+
+def test_a_trusted_file_is_said_without_what_a_terminal_obeys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with trust.session([str(tmp_path)]):
+        trust.asked({"method": "a.b"}, tmp_path / "c\x1b[2K.toml")
+        trust.check("a.b")
+    assert capsys.readouterr().err.startswith(f"--trust: {tmp_path}/c\\x1b[2K.toml has a.b imported")
+
+
 @pytest.mark.parametrize(
     ("word", "why"),
     [

@@ -17,6 +17,8 @@ BLOCK = 2048
 """Rows of features that are compared with as many others at once."""
 MOST_PAIRS = 10_000
 """Number of near pairs that are kept, those between the parts first; the others are only counted."""
+ROUNDING = 1e-6
+"""What the cosine of two rows of unit length may lack to the true one, so that ``least`` = 1 finds what is equal."""
 
 
 class Pair(NamedTuple):
@@ -68,7 +70,7 @@ def near(
         rows = features[start : start + BLOCK]
         for other in range(start, len(features), BLOCK):
             cosines = rows @ features[other : other + BLOCK].T
-            close = cosines >= least
+            close = cosines >= least - ROUNDING
             if other == start:
                 close = close.triu(1)
             one, two = close.nonzero(as_tuple=True)

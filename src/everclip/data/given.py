@@ -158,10 +158,9 @@ def _bytes(image: Any, number: int) -> bytes:
         return image
     if isinstance(image, str | Path):
         with readable(image, "give paths of image files"):
-            return read_bytes(Path(image).expanduser(), MOST_BYTES)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
-    if isinstance(image, np.ndarray):
+            return read_bytes(Path(os.path.expanduser(image)), MOST_BYTES)
+    if isinstance(image, torch.Tensor | np.ndarray):
+        image = _array(image)
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
             raise UserError(f"image {number} is {image.dtype} {list(image.shape)}: give uint8 [h, w, 3]")
         image = Image.fromarray(image)
@@ -172,8 +171,8 @@ def _bytes(image: Any, number: int) -> bytes:
     content = io.BytesIO()
     try:  # PIL decodes an opened file only now
         (image if image.mode in PNG else to_rgb(image)).save(content, "PNG", compress_level=1)
-    except OSError as error:
-        raise UserError(f"image {number} cannot be read ({error}): leave it out") from error
+    except Exception as error:  # the decoders of damaged files raise anything
+        raise UserError(f"image {number} cannot be read ({why(error)}): leave it out") from error
     return content.getvalue()
 
 

@@ -48,6 +48,6 @@ def are_domains(folder: Path) -> bool:
     """Return whether a folder looks like DOMAIN/CLASS/*.jpg: two or more folders without pictures of their own, all of
     which hold two or more folders of the same names. Raises UserError where one cannot be read."""
     outer = subfolders(folder)
-    inner = [set(subfolders(folder / name)) for name in outer]
-    alone = not any(image_files(folder, name, deep=False) for name in outer)
-    return len(outer) > 1 and alone and len(set.intersection(*inner)) > 1
+    if len(outer) < 2 or any(image_files(folder, name, deep=False) for name in outer):
+        return False
+    return len(set.intersection(*(set(subfolders(folder / name)) for name in outer))) > 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from everclip.errors import UserError
 from everclip.system.reading import read_text, readable
+from everclip.system.text import lines as lines_of
 from everclip.system.text import printable
 
 log = logging.getLogger("everclip")
@@ -82,7 +83,7 @@ def read_lines(path: Path, what: str, blank: bool = False) -> list[str]:
     """
     with readable(f"{what} file {str(path)[:200]}", "give a text file"):
         text = read_text(path)
-    lines = [line for line in map(str.rstrip, text.rstrip().splitlines()) if line or blank]
+    lines = [line for line in map(str.rstrip, lines_of(text.rstrip())) if line or blank]
     if not any(lines):
         raise UserError(f"{what} file {path} is empty: use one entry per line")
     return lines
@@ -130,7 +131,8 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     Each line is ``folder<TAB>name``; folders left out keep their own name. Or the file has exactly one name per line
     for each folder, in sorted order.
     """
-    lines = read_lines(path, "class names")
+    numbered = read_lines(path, "class names", blank=True)
+    lines = [line for line in numbered if line]
     if not any("\t" in line for line in lines):
         if len(lines) != len(folders):
             raise UserError(
@@ -140,7 +142,9 @@ def read_class_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         return tuple(lines)
     names = {folder: clean(folder) for folder in folders}
     line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(numbered, 1):
+        if not line:
+            continue
         folder, tab, name = line.partition("\t")
         folder = folder if folder in names else clean(folder)  # it may be known only by its readable name
         if not tab or not name.strip() or folder not in names:

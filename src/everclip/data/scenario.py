@@ -97,20 +97,22 @@ def first_by_hash(images: ImageSet, word: str, counts: Mapping[int, int]) -> Ima
 
 def positions(order: Sequence[str], names: Sequence[str], what: str) -> list[int]:
     """Return the index of each entry of ``order``, a name or its folder's. Raises UserError for no permutation."""
-    order = [clean(name) if name not in names and clean(name) in names else name for name in order]
+    place = {name: index for index, name in enumerate(names)}
+    order = [clean(name) if name not in place and clean(name) in place else name for name in order]
     twice = [name for name, count in Counter(order).items() if count > 1]
     if twice:
         raise UserError(f'scenario.order names the {what} "{twice[0]}" twice: name each {what} once')
-    unknown = [name for name in order if name not in names]
+    unknown = [name for name in order if name not in place]
     if unknown:
         hint = suggest(unknown[0], names)
         if len(hint) > MOST_HINT:
             hint = f'; use names such as "{names[0]}"'
         raise UserError(f'scenario.order names the unknown {what} "{unknown[0]}"{hint}')
-    missing = [name for name in names if name not in order]
+    listed = {*order}
+    missing = [name for name in names if name not in listed]
     if missing:
         raise UserError(f'scenario.order leaves out the {what} "{missing[0]}": name each {what} once')
-    return [names.index(name) for name in order]
+    return [place[name] for name in order]
 
 
 def task_sizes(classes: int, tasks: int | Sequence[int]) -> list[int]:

@@ -35,7 +35,7 @@ def set_name(templates: tuple[str, ...]) -> str | None:
 def file_of(text: str) -> Path:
     """Return the file that ``templates=TEXT`` means: a path, else a list of the package by its name."""
     path = Path(os.path.expanduser(text))
-    return FOLDER / f"{text}.txt" if text in names() and not path.exists() else path
+    return FOLDER / f"{text}.txt" if text in names() and not path.is_file() else path
 
 
 def suited(found: Dataset, model: str) -> Dataset:

@@ -274,7 +274,7 @@ def recover(folder: Path) -> None:
 
 def _finish_swaps(folder: Path) -> None:
     for ready in _found(folder, _SWAP):
-        number, end = re.findall(r"swap-(\d+)(\D.*)$", ready.name)[0]
+        number, end = re.findall(r"swap-(\d+)(\D.*)", ready.name.removeprefix(_beside(folder, "").name))[0]
         old = int(number)
         if ready.stat().st_ino == old:
             os.rename(ready, _free(folder, end))

@@ -86,9 +86,9 @@ class Place(NamedTuple):
         if found is None:
             return None
         stage, *rest = found.groups()
-        if rest[0] is not None:
-            return cls(*map(int, rest))
-        return cls(0 if stage is None else int(stage) + 1)
+        numbers = rest if rest[0] is not None else [0 if stage is None else int(stage) + 1]
+        place = cls(*map(int, numbers))
+        return place if place.name == name else None  # stage-0001 would be read as stage-001
 
 
 class Store:

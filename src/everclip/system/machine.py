@@ -6,6 +6,8 @@ import ctypes
 import gc
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from malloc.h
 _KEPT = 1 << 30
@@ -14,12 +16,34 @@ _usual: list[tuple[int, int, int]] = []
 
 
 def free_memory() -> int | None:
-    """Return bytes of main memory that programs can still have; None where the system does not say."""
+    """Return bytes of main memory that this process can still have; None where the system does not say.
+
+    Within a container that is what the machine has free, or what is left of the container's limit if that is less.
+    """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+    return min([free, *_left_in_groups()])
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Return bytes that each limited control group around this process may still use (version 2 of these groups)."""
+    left = []
+    with suppress(OSError, ValueError):
+        name = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+        inner = root / name.strip("/")
+        for folder in (inner, *inner.parents):
+            with suppress(OSError, ValueError):  # "max" is no limit; the root has none of the files
+                most = int((folder / "memory.max").read_text())
+                used = int((folder / "memory.current").read_text())
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                # pages of files that the system drops first; it counts them as free elsewhere, too
+                left.append(max(0, most - used + int(counts.get("inactive_file", 0))))
+            if folder == root:
+                break
+    return left
 
 
 def peak_resident() -> int:

@@ -87,6 +87,8 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
             raise
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
+    except ValueError as error:  # a null character
+        raise Unreadable(str(error)) from error
     return os.fdopen(descriptor, "rb")
 
 

@@ -17,6 +17,7 @@ _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud8
 direction; and halves of surrogate pairs, which cannot be written. What joins the parts of an emoji or of a Persian word
 stays."""
 _ODD_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_END = re.compile("\r\n|\r|\n")
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """Starts of cells that a spreadsheet would compute (OWASP, "CSV Injection"), full-width forms included."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -27,6 +28,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return _ODD.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines of a text, as an editor counts them: ``str.splitlines`` also cuts at U+2028 and the like."""
+    return _END.split(text)
 
 
 def cleaned(value: Any) -> Any:

@@ -23,6 +23,7 @@ from threading import get_ident
 from typing import Any
 
 from everclip.errors import UserError
+from everclip.system.text import printable
 
 OPTION = "--trust"
 HELP = (
@@ -138,6 +139,10 @@ def check(name: str) -> None:
     files = state.asked.get(name, [])
     if not files and not state.strict:
         return
+    if printable(name) != name:
+        raise Refused(
+            f'{_of(files)} asks to run the code "{name}", which cannot be printed: name it otherwise'
+        )
     places = [(file, file.expanduser().resolve()) for file in files]
     file = next((file for file, place in places if any(map(place.is_relative_to, state.folders))), None)
     if state.reading:
@@ -148,7 +153,8 @@ def check(name: str) -> None:
             f'{_of(files)} asks to run the code "{name}", which may do anything: look at it, then add'
             f" {remedy} if you trust it"
         )
-    print(f"{OPTION}: {file} has {name} imported, from {place(name)}", file=sys.stderr, flush=True)
+    said = printable(f"{OPTION}: {file} has {name} imported, from {place(name)}")
+    print(said, file=sys.stderr, flush=True)
     state.allowed.add(name)
 
 

@@ -28,7 +28,9 @@ def read(lists: Iterable[tuple[str, str, Path]]) -> list[Row]:
     label_of: dict[str, tuple[int, str]] = {}
     folder_of: dict[int, str] = {}
     for domain, part, path in lists:
-        for number, line in enumerate(read_lines(path, "list"), 1):
+        for number, line in enumerate(read_lines(path, "list", blank=True), 1):
+            if not line:
+                continue
             here = f"line {number} of {path}"
             key, folder, label = _entry(line, domain, here)
             said = f'{here} gives the class "{folder}" the label {label}'

@@ -152,7 +152,7 @@ def _names(file: Path, found: Mapping[str, NDArray[Any]]) -> list[str]:
         return names
     if not names and found["labels"].dtype.kind != "U":
         names = [str(label) for label in range(len(text))]
-    check_names([clean(name) for name in names], str(file), names)
+    check_names([clean(name) for name in names], str(file), names, listed=False)
     if len(names) != len(text):
         raise UserError(f"{file}: {len(text)} rows of text_features for {len(names)} classnames: use as many")
     return names

@@ -44,11 +44,19 @@ def checked_root(argument: str | None, source: str, layout: str) -> Path:
 def subfolders(folder: Path) -> list[str]:
     """Return sorted names of the visible folders in a folder. Raises UserError where it cannot be read."""
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+        with os.scandir(folder) as entries:  # says what is a folder without asking for each file
+            names = sorted(entry.name for entry in entries if _is_folder(entry) and not _hidden(entry.name))
         check_text(names, str(folder))
         return names
     except OSError as error:
         unreadable(error)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def unreadable(error: OSError) -> NoReturn:
@@ -233,16 +241,22 @@ def dataset(
 
 
 def check_names(
-    names: Sequence[str], where: str, folders: Sequence[str] | None = None, domains: bool = False
+    names: Sequence[str],
+    where: str,
+    folders: Sequence[str] | None = None,
+    domains: bool = False,
+    listed: bool = True,
 ) -> Sequence[str]:
     """Return the names. Raises UserError unless all are printable and differ, as a text tower cannot tell two classes
     of one name apart.
 
     Args:
         where: what has them, for the message; ``folders``: where each comes from (None: they are numbered).
+        listed: whether a classnames.txt beside the folders may name them otherwise.
     """
     one, more = ("domain", "domains") if domains else ("class", "classes")
-    hint = ", or name it in classnames.txt (folder<TAB>name)" if folders and not domains else ""
+    named = folders and listed and not domains
+    hint = ", or name it in classnames.txt (folder<TAB>name)" if named else ""
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         this, before = (f'"{folders[i]}"' if folders else i + 1 for i in (index, first.get(name, index)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -213,17 +214,21 @@ def _check_shards(root: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the package's own log lines, as we report errors, and its progress bars except on a terminal."""
+    """Silence the log lines of the package and of the hub's, as we report errors, and its progress bars except on a
+    terminal."""
     import datasets
+    from huggingface_hub.utils import logging as hub
 
-    level = datasets.logging.get_verbosity()
+    level, below = datasets.logging.get_verbosity(), hub.get_verbosity()
     shows = not datasets.are_progress_bars_disabled() and not sys.stderr.isatty()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    hub.set_verbosity(logging.CRITICAL)
     if shows:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
         datasets.logging.set_verbosity(level)
+        hub.set_verbosity(below)
         if shows:
             datasets.enable_progress_bars()

@@ -97,6 +97,20 @@ def read_shard(path: Path, captions: str | None = None) -> Shard:
     return shard
 
 
+def same_images(one: Shard, other: Shard) -> bool:
+    """Return whether two shards hold the same images, in the same order, under the same keys. Raises UserError where
+    one cannot be read."""
+    if (one.keys, one.sizes) != (other.keys, other.sizes):
+        return False
+    stores = [TarStore(shard.path.parent, [shard]) for shard in (one, other)]
+    try:
+        return all(stores[0].read(row) == stores[1].read(row) for row in range(len(one.keys)))
+    except OSError as error:
+        raise UserError(
+            f"shards {one.path} and {other.path} cannot be compared ({why(error)}): check the files"
+        ) from error
+
+
 def _samples(path: Path, file: IO[bytes]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Yield (key, extension -> member) for each run of members with one key; only images and texts."""
     current, members = "", {}

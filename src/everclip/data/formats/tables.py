@@ -96,7 +96,7 @@ def dataset(origin: Origin, store: Store, rows: Rows) -> Dataset:
         [label[name] for name in labels],
         [domain[name] for name in domains],
         is_test,
-        check_names(names, where, classes),
+        check_names(names, where, classes, listed=origin.folder is not None),
         check_names([clean(name) for name in domain_names], where, domain_names, domains=True)
         if len(domain_names) > 1
         else domain_names,

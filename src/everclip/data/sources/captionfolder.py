@@ -20,6 +20,7 @@ from everclip.data.images import Dataset, FileStore
 from everclip.data.sources import Source
 from everclip.errors import UserError
 from everclip.system.reading import parse_json, read_text, readable
+from everclip.system.text import lines
 
 LAYOUT = "1.jpg and 1.txt"
 MOST_TEXT = 1 << 20
@@ -71,5 +72,5 @@ def _captions(root: Path, key: str, fence: Fence) -> list[str]:
     with readable(text, "save it as UTF-8", "cannot be read as a caption"):
         content = read_text(text, MOST_TEXT)
         if text.suffix == ".txt":
-            return checked(str(text), [line for line in content.splitlines() if line.strip()])
+            return checked(str(text), [line for line in lines(content) if line.strip()])
         return of_json(str(text), parse_json(content))

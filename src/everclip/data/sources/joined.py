@@ -19,7 +19,7 @@ from itertools import accumulate
 import numpy as np
 from pydantic import Field
 
-from everclip.data.formats.folders import check_names
+from everclip.data.formats.folders import check_names, check_text
 from everclip.data.gathered import Gathered
 from everclip.data.images import Dataset, ImageSet, Store, sample_ids
 from everclip.data.prompts import PHOTO
@@ -66,6 +66,7 @@ class Joined(Source):
             if one.train.store.width is not None:
                 raise UserError(f"data joined takes pictures, and {spec} holds features: leave it out")
         names = _names(specs)
+        check_text(names, "data joined")
         classes = _classes(names, found)
         store = JoinedStore(names, [one.train.store for one in found])
         templates = {one.templates for one in found}

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from everclip.data.formats import pairs
 from everclip.data.formats.folders import beside
-from everclip.data.formats.shards import Shard, TarStore, read_shard
+from everclip.data.formats.shards import Shard, TarStore, read_shard, same_images
 from everclip.data.formats.tables import MOST_IMAGES, Origin, Rows, dataset
 from everclip.data.images import Dataset
 from everclip.data.prompts import PHOTO, read_lines
@@ -210,16 +210,17 @@ def _beside(train: Sequence[Path]) -> list[Path]:
 def _read(paths: Sequence[Path], captions: str | None) -> list[Shard]:
     """Return the shards' indices. Raises UserError for a bad one, one that is there twice, and too many images."""
     shards: list[Shard] = []
-    before: dict[int, Path] = {}
+    before: dict[int, list[Shard]] = {}
     images = 0
     for path in paths:
         shard = read_shard(path, captions)
         if not shard.keys:
             raise UserError(f"shard {path} holds no samples: copy it again, or leave it out")
-        content = hash((*shard.keys, *shard.sizes))
-        if content in before:
-            raise UserError(f"shards {before[content]} and {path} hold the same samples: leave one out")
-        before[content] = path
+        alike = before.setdefault(hash((*shard.keys, *shard.sizes)), [])
+        for other in alike:
+            if same_images(other, shard):
+                raise UserError(f"shards {other.path} and {path} hold the same samples: leave one out")
+        alike.append(shard)
         images += len(shard.keys)
         if images > MOST_IMAGES:
             raise UserError(f"the shards up to {path} have over {MOST_IMAGES:,} images: give fewer shards")
