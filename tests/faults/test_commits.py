@@ -66,9 +66,9 @@ def test_what_appears_at_the_target_stays(bench: Bench, name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_share_of_each_command(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of its calls, and of the long ones no two at once; ``benchmarks.reliability`` tries all."""
-    monkeypatch.setattr(commits, "SHARES", 100)
+    monkeypatch.setattr(commits, "SHARES", 200)
     monkeypatch.setattr(commits, "CHILDREN", 1)
-    monkeypatch.setattr(pairs, "SHARES", 100)
+    monkeypatch.setattr(pairs, "SHARES", 200)
     monkeypatch.setattr(pairs, "TIMED", 1)
     for goal in (commits.killed,) if name in LONG else (commits.killed, pairs.paired):
         row = goal(name, bench, 3)

@@ -11,7 +11,7 @@ from tests.faults.bench import Bench
 from tests.faults.folders import COMMANDS, COUNT, GOAL, PEAK, Ended, World, folder, spoil, wrong
 from tests.faults.forks import Forks
 
-PART = 40
+PART = 24
 
 
 @pytest.fixture(scope="module")
